@@ -1,0 +1,30 @@
+"""The entry point that Dagster loads. STAGES is the pipeline, in order."""
+
+from __future__ import annotations
+
+import warnings
+
+import dagster as dg
+
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+
+from fbmem_assets import generations, labels, masks, neighbors, prompts, report, similarities  # noqa: E402
+from fbmem_assets.resources import AuditStore, store_root  # noqa: E402
+
+STAGES = (prompts, generations, masks, neighbors, similarities, labels, report)
+
+assets = dg.load_assets_from_modules(STAGES)
+checks = dg.load_asset_checks_from_modules(STAGES)
+audit_job = dg.define_asset_job(
+    "audit",
+    selection=dg.AssetSelection.all(),
+    description="The whole audit of one checkpoint, in one process, so that models are loaded once.",
+    config={"execution": {"config": {"in_process": {}}}},
+)
+
+defs = dg.Definitions(
+    assets=assets,
+    asset_checks=checks,
+    jobs=[audit_job],
+    resources={"store": AuditStore(root=store_root())},
+)

@@ -1,0 +1,186 @@
+"""Stage labels: what each generation copies, and how many references one prompt brings forth."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+from PIL import Image
+
+from fbmem_assets.generations import UNMITIGATED
+from fbmem_assets.masks import generation_image_id, usable_references
+from fbmem_assets.partitions import checkpoint_partitions
+from fbmem_assets.resources import AuditStore
+from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
+from fbmem_core.labels import SEVERITY, PairSimilarity, label_generation, label_pair, matches
+
+STAGE = "labels"
+_SHEET_TILES = 40
+_IMAGE = ["method", "prompt_id", "seed"]
+# what the shipped canary must show: the least share of generations of a kind that carry the true label
+_TRUE_SHARES = {"verbatim": 0.95, "foreground": 0.8, "background": 0.8, "public": 0.95}
+
+
+@table_asset(table="labels", stage=STAGE, deps=["similarities"])
+def labels(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per (prompt_id, seed, region, rule): VM, FM, BM or NM, and which reference each region came from."""
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    settings = audit.similarity
+    fractions = _fractions(store, key)
+    rows: list[dict[str, Any]] = []
+    undecided = []
+    for image, region, pairs in _pairs(store, key):
+        fraction = fractions[generation_image_id(*image)]
+        for rule in settings.rule:
+            label = label_generation(
+                pairs, foreground_fraction=fraction, rule=rule, tau=settings.tau, beta=settings.beta
+            )
+            rows.append({**dict(zip(_IMAGE, image, strict=True)), "region": region, "rule": rule, **asdict(label)})
+            if label.label is None:
+                item = f"{generation_image_id(*image)} {region} {rule}"
+                undecided.append({"stage": STAGE, "item": item, "reason": "its matte is undecided"})
+    tables.write("labels", key, rows)
+    tables.write("rejected", key, undecided, shard=STAGE)
+    table = tables.read("labels", key)
+    return table_result(
+        store,
+        "labels",
+        key,
+        table,
+        num_undecided=len(undecided),
+        label_table=markdown_table(label_table(store, key).to_dicts()),
+        matches=picture(_sheet(store, key, table), "generations beside what they match"),
+    )
+
+
+@table_asset(table="one_to_many", stage=STAGE, deps=["similarities"])
+def one_to_many(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per prompt: how many distinct references its generations match, whole or in one region."""
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    settings = audit.similarity
+    fractions = _fractions(store, key)
+    generated: dict[tuple[str, str], int] = {}
+    matched: dict[tuple[str, str], set[str]] = {}
+    for image, region, pairs in _pairs(store, key):
+        if region != settings.region[0]:
+            continue
+        prompt = image[:2]
+        generated[prompt] = generated.get(prompt, 0) + 1
+        found = matched.setdefault(prompt, set())
+        for pair in pairs:
+            label = label_pair(
+                pair.full,
+                pair.foreground,
+                pair.background,
+                foreground_fraction=fractions[generation_image_id(*image)],
+                rule=settings.rule[0],
+                tau=settings.tau,
+                beta=settings.beta,
+            )
+            if matches(label):
+                found.add(pair.reference_id)
+    rows = [
+        {
+            "method": method,
+            "prompt_id": prompt_id,
+            "num_generations": generated[method, prompt_id],
+            "num_references": len(found),
+            "reference_ids": sorted(found),
+        }
+        for (method, prompt_id), found in matched.items()
+    ]
+    tables.write("one_to_many", key, rows)
+    return table_result(store, "one_to_many", key, tables.read("one_to_many", key))
+
+
+@dg.asset_check(asset=labels, partitions_def=checkpoint_partitions)
+def every_generation_is_labelled(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+    """Every generation has a row for every region definition and rule."""
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    per_image = len(audit.similarity.region) * len(audit.similarity.rule)
+    expected = len(tables.read("generations", key, shard=UNMITIGATED)) * per_image
+    found = len(tables.read("labels", key))
+    return dg.AssetCheckResult(passed=found == expected, metadata={"expected": expected, "found": found})
+
+
+@dg.asset_check(asset=labels, partitions_def=checkpoint_partitions)
+def labels_agree_with_truth(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+    """Where the audit knows the truth: each kind of prompt carries its true label often enough (region `masked`)."""
+    key = context.partition_key
+    shares = true_label_shares(store, key)
+    if shares.is_empty():
+        return dg.AssetCheckResult(passed=True, metadata={"truth": "the audit file names no table of true labels"})
+    masked = shares.filter((pl.col("region") == "masked") & (pl.col("rule") == "paper"))
+    short = [row for row in masked.to_dicts() if row["true_share"] < _TRUE_SHARES.get(row["kind"], 0)]
+    return dg.AssetCheckResult(
+        passed=not short and not masked.is_empty(), metadata={"shares": markdown_table(shares.to_dicts())}
+    )
+
+
+def label_table(store: AuditStore, key: str) -> pl.DataFrame:
+    """Generations per region, rule, kind of prompt and label; with a truth table also the share of true labels."""
+    tables = store.tables
+    kinds = tables.read("prompts", key).select("prompt_id", pl.col("kind").fill_null(""))
+    table = tables.read("labels", key).join(kinds, on="prompt_id", how="left")
+    group = ["region", "rule", "kind"]
+    counts = table.group_by(group).agg(
+        *[(pl.col("label") == label).sum().alias(label) for label in SEVERITY],
+        pl.col("label").is_null().sum().alias("undecided"),
+    )
+    shares = true_label_shares(store, key)
+    if not shares.is_empty():
+        counts = counts.join(shares.drop("generations"), on=group, how="left")
+    return counts.sort(group, descending=[True, False, False])
+
+
+def true_label_shares(store: AuditStore, key: str) -> pl.DataFrame:
+    """Share of generations with their prompt's true label, per region, rule and kind; empty without a truth table."""
+    audit, _ = store.audit(key)
+    if audit.truth is None:
+        return pl.DataFrame()
+    truth = pl.read_csv(audit.truth, infer_schema=False).select("prompt_id", "kind", true_label="label")
+    table = store.tables.read("labels", key).join(truth, on="prompt_id", how="inner")
+    shares = table.group_by("region", "rule", "kind", "true_label").agg(
+        (pl.col("label") == pl.col("true_label")).fill_null(False).mean().alias("true_share"),
+        pl.len().alias("generations"),
+    )
+    return shares.sort("region", "rule", "kind", descending=[True, False, False])
+
+
+def _fractions(store: AuditStore, key: str) -> dict[str, float | None]:
+    rows = store.tables.read("masks", key, shard="generation*").select("image_id", "foreground_fraction")
+    return dict(rows.iter_rows())
+
+
+def _pairs(store: AuditStore, key: str) -> Iterator[tuple[tuple[str, str, int], str, list[PairSimilarity]]]:
+    """(method, prompt_id, seed), region, and the scored pairs of that image."""
+    table = store.tables.read("similarities", key)
+    for group in table.partition_by([*_IMAGE, "region"], maintain_order=True):
+        first = group.row(0, named=True)
+        rows = group.select("reference_id", "full", "foreground", "background").iter_rows()
+        image = (first["method"], first["prompt_id"], first["seed"])
+        yield image, first["region"], [PairSimilarity(*row) for row in rows]
+
+
+def _sheet(store: AuditStore, key: str, table: pl.DataFrame) -> str:
+    """Generations of the first region and rule that match something, each beside its most similar reference."""
+    from fbmem_core.report.pictures import contact_sheet, side_by_side
+
+    audit, _ = store.audit(key)
+    paths = dict(usable_references(store, key).select("reference_id", "path").iter_rows())
+    images = store.tables.read("generations", key).select("prompt_id", "seed", "path")
+    first = (pl.col("region") == audit.similarity.region[0]) & (pl.col("rule") == audit.similarity.rule[0])
+    found = table.filter(first & pl.col("label").is_in(["VM", "FM", "BM"])).join(images, on=["prompt_id", "seed"])
+    few = found.filter(pl.int_range(pl.len()).over("prompt_id") < 1).head(_SHEET_TILES)
+    tiles = []
+    for row in few.iter_rows(named=True):
+        source = {"VM": "full", "FM": "foreground", "BM": "background"}[row["label"]]
+        reference = Path(paths[row[f"{source}_reference_id"]])
+        pair = side_by_side(Image.open(store.tables.root / row["path"]), Image.open(reference))
+        tiles.append((f"{row['label']} {row['prompt_id']}", pair))
+    return contact_sheet(tiles, columns=8, tile=108)

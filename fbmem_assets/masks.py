@@ -1,0 +1,151 @@
+"""Stage masks: what is foreground in every generation and every reference."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import polars as pl
+from PIL import Image
+
+from fbmem_assets.generations import UNMITIGATED
+from fbmem_assets.partitions import checkpoint_partitions
+from fbmem_assets.resources import AuditStore, segmenter_of, track
+from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
+from fbmem_core.store.images import image_path, save_png
+
+STAGE = "masks"
+_SHEET_TILES = 48
+_MAX_UNDECIDED_SHARE = 0.05
+_STATUS_KEY = "fbmem_status"
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image to be segmented; `sha256` is that of its file."""
+
+    image_id: str
+    path: Path
+    sha256: str
+
+
+def generation_image_id(method: str, prompt_id: str, seed: int) -> str:
+    """How the masks table names a generation."""
+    return f"{method}/{prompt_id}/{seed}"
+
+
+@table_asset(table="masks", stage=STAGE, deps=["generations"], kinds={"onnx"})
+def generation_masks(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per generation: its matte, its foreground's share of the area, and whether the segmenter could decide."""
+    tables = store.tables
+    rows = tables.read("generations", context.partition_key, shard=UNMITIGATED)
+    images = [
+        _Image(generation_image_id(method, prompt_id, seed), tables.root / path, sha256)
+        for method, prompt_id, seed, path, sha256 in rows.select(
+            "method", "prompt_id", "seed", "path", "sha256"
+        ).iter_rows()
+    ]
+    return _segment(context, store, "generation", images, shard=f"generation-{UNMITIGATED}")
+
+
+@table_asset(table="masks", stage=STAGE, deps=["reference_images"], kinds={"onnx"})
+def reference_masks(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per usable reference: its matte, its foreground's share, and whether the segmenter could decide."""
+    rows = usable_references(store, context.partition_key)
+    images = [_Image(i, Path(path), sha) for i, path, sha in rows.select("reference_id", "path", "sha256").iter_rows()]
+    return _segment(context, store, "reference", images, shard="reference")
+
+
+def usable_references(store: AuditStore, key: str) -> pl.DataFrame:
+    """The rows of reference_images that take part."""
+    return store.tables.read("reference_images", key).filter(pl.col("status") == "ok")
+
+
+def _segment(
+    context: dg.AssetExecutionContext, store: AuditStore, kind: str, images: Sequence[_Image], *, shard: str
+) -> dg.MaterializeResult:
+    from fbmem_core.references import open_rgb
+    from fbmem_core.report.pictures import contact_sheet, overlay
+    from fbmem_core.segmentation import segmenter_name
+
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    model = audit.segmentation.model
+    name = segmenter_name(model)
+    rows, tiles = [], []
+    for image in track(context, images, total=len(images), what=f"segmenting {kind}s"):
+        path = _matte_path(key, kind, image, name)
+        if not (tables.root / path).is_file():
+            matte = segmenter_of(model).matte(open_rgb(image.path))
+            if matte.alpha is None:
+                rows.append(_row(kind, image, None, None, name, matte.status))
+                continue
+            save_png(tables, path, matte.to_image(), notes={_STATUS_KEY: matte.status})
+        with Image.open(tables.root / path) as saved:
+            alpha = np.asarray(saved, dtype=np.float32) / 255
+            status = saved.info[_STATUS_KEY]
+        rows.append(_row(kind, image, path, float((alpha >= 0.5).mean()), name, status))
+        if len(tiles) < _SHEET_TILES:
+            tiles.append((image.image_id.removeprefix(f"{UNMITIGATED}/"), overlay(open_rgb(image.path), alpha)))
+    tables.write("masks", key, rows, shard=shard)
+    undecided = [row for row in rows if row["status"] == "undecided"]
+    reason = "the segmenter answers every pixel alike"
+    tables.write(
+        "rejected", key, [{"stage": STAGE, "item": r["image_id"], "reason": reason} for r in undecided], shard=f"masks-{shard}"
+    )
+    statuses = Counter(row["status"] for row in rows)
+    return table_result(
+        store,
+        "masks",
+        key,
+        tables.read("masks", key, shard=shard),
+        num_undecided=len(undecided),
+        statuses=markdown_table([{"status": status, "images": count} for status, count in statuses.items()]),
+        overlays=picture(contact_sheet(tiles, columns=12), "foregrounds"),
+    )
+
+
+def _matte_path(key: str, kind: str, image: _Image, segmenter: str) -> str:
+    content = hashlib.sha256(f"{image.sha256} {segmenter}".encode()).hexdigest()[:12]
+    return image_path(f"masks/{kind}", key, image.image_id, content)
+
+
+def _row(
+    kind: str, image: _Image, path: str | None, foreground_fraction: float | None, segmenter: str, status: str
+) -> dict[str, Any]:
+    return {
+        "image_kind": kind,
+        "image_id": image.image_id,
+        "path": path,
+        "foreground_fraction": foreground_fraction,
+        "segmenter": segmenter,
+        "status": status,
+    }
+
+
+@dg.asset_check(asset=generation_masks, partitions_def=checkpoint_partitions)
+def every_generation_has_a_mask(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+    """No generation was lost, and at most one in twenty is undecided."""
+    key = context.partition_key
+    return _check(store, key, "generation", len(store.tables.read("generations", key, shard=UNMITIGATED)))
+
+
+@dg.asset_check(asset=reference_masks, partitions_def=checkpoint_partitions)
+def every_reference_has_a_mask(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+    """No usable reference was lost, and at most one in twenty is undecided."""
+    key = context.partition_key
+    return _check(store, key, "reference", len(usable_references(store, key)))
+
+
+def _check(store: AuditStore, key: str, kind: str, expected: int) -> dg.AssetCheckResult:
+    masks = store.tables.read("masks", key, shard=f"{kind}*")
+    undecided = masks.filter(pl.col("status") == "undecided")["image_id"].to_list()
+    few = len(undecided) <= _MAX_UNDECIDED_SHARE * max(len(masks), 1)
+    return dg.AssetCheckResult(
+        passed=len(masks) == expected and few,
+        metadata={"expected": expected, "found": len(masks), "undecided": str(undecided[:20])},
+    )

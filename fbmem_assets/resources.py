@@ -1,0 +1,76 @@
+"""What assets are given: the store and, through it, the audit of a partition."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import dagster as dg
+from tqdm import tqdm
+
+from fbmem_assets.partitions import registered_audit
+from fbmem_core.audit import Audit
+from fbmem_core.diffusion.checkpoint import Checkpoint
+from fbmem_core.store.tables import Store
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from fbmem_core.segmentation import Segmenter
+
+STORE_VARIABLE = "FBMEM_STORE"
+DEFAULT_STORE = "data/store"
+_LOG_EVERY_SECONDS = 30.0
+T = TypeVar("T")
+
+
+class AuditStore(dg.ConfigurableResource):
+    """The store below `root`."""
+
+    root: str
+
+    @property
+    def tables(self) -> Store:
+        """The tables and images."""
+        return Store(Path(self.root))
+
+    def audit(self, key: str) -> tuple[Audit, Checkpoint]:
+        """The audit and checkpoint of a partition."""
+        return registered_audit(self.tables, key)
+
+
+def store_root() -> str:
+    """The folder named by FBMEM_STORE, else data/store below the current folder."""
+    return str(Path(os.environ.get(STORE_VARIABLE, DEFAULT_STORE)).resolve())
+
+
+@lru_cache(maxsize=1)
+def pipeline_of(checkpoint: Checkpoint, dtype: str, device: str, allow_pickle: bool) -> DiffusionPipeline:
+    """The loaded pipeline, once per process."""
+    from fbmem_core.diffusion.checkpoint import load_pipeline
+
+    return load_pipeline(checkpoint, dtype=dtype, device=device, allow_pickle=allow_pickle)
+
+
+@lru_cache(maxsize=1)
+def segmenter_of(model: str) -> Segmenter:
+    """The opened segmenter, once per process."""
+    from fbmem_core.segmentation import Segmenter
+
+    return Segmenter(model)
+
+
+def track(context: dg.AssetExecutionContext, items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
+    """Pass `items` on, with a bar on the terminal and a line with the time left in Dagster's log every 30 seconds."""
+    started = logged = time.monotonic()
+    for done, item in enumerate(tqdm(items, total=total, desc=what, unit="", mininterval=1.0), start=1):
+        yield item
+        now = time.monotonic()
+        if now - logged >= _LOG_EVERY_SECONDS:
+            logged = now
+            left = (now - started) / done * (total - done)
+            context.log.info(f"{what}: {done} of {total}, about {left:.0f} s left")

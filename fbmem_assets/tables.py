@@ -1,0 +1,75 @@
+"""How an asset that is a table is declared and how it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from fbmem_assets.partitions import checkpoint_partitions
+from fbmem_assets.resources import AuditStore
+from fbmem_core.store.schemas import TABLES
+
+_PREVIEW_ROWS = 10
+
+
+def table_asset(
+    *, table: str, stage: str, deps: Sequence[str] = (), kinds: set[str] | None = None
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """An asset of one stage that writes (a part of) one table; the function's name is the asset's, its docstring the text."""
+    columns = [dg.TableColumn(name, str(kind)) for name, kind in TABLES[table].columns.items()]
+    return dg.asset(
+        partitions_def=checkpoint_partitions,
+        group_name=stage,
+        deps=list(deps),
+        kinds={"parquet", *(kinds or set())},
+        metadata={
+            "table": table,
+            "grain": TABLES[table].grain,
+            "dagster/column_schema": dg.TableSchema(columns=columns),
+        },
+    )
+
+
+def table_result(
+    store: AuditStore, table: str, checkpoint: str, rows: pl.DataFrame, **metadata: Any
+) -> dg.MaterializeResult:
+    """Row count, preview, where it lies, and a data version that only other rows change."""
+    tables = store.tables
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(tables.data_version(table, checkpoint)),
+        metadata={
+            "dagster/row_count": len(rows),
+            "dagster/uri": dg.MetadataValue.path(str(tables.table_dir(table, checkpoint))),
+            "preview": markdown_table(rows.head(_PREVIEW_ROWS).drop("checkpoint").to_dicts()),
+            **metadata,
+        },
+    )
+
+
+def picture(uri: str, text: str) -> dg.MarkdownMetadataValue:
+    """A picture as the UI shows it."""
+    return dg.MetadataValue.md(f"![{text}]({uri})")
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
+    """Rows as a table of the UI; values are escaped, whatever a prompt holds."""
+    if not rows:
+        return dg.MetadataValue.md("no rows")
+    header = list(rows[0])
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(_cell(row[name]) for name in header) + " |" for row in rows]
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = " ".join(str(value).split())[:80]
+    for mark, escaped in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("`", "&#96;"), ("[", "&#91;")):
+        text = text.replace(mark, escaped)
+    return text

@@ -1,0 +1,27 @@
+"""What a text-to-image diffusion model has memorized: whole pictures, foreground objects, backgrounds."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fbmem_core.labels import label_generation, label_pair
+    from fbmem_core.neighbors import nearest_references
+    from fbmem_core.similarity.ms_ssim import ms_ssim
+    from fbmem_core.similarity.regions import region_similarity
+
+__all__ = ["label_generation", "label_pair", "ms_ssim", "nearest_references", "region_similarity"]
+
+_HOMES = {
+    "label_generation": "fbmem_core.labels",
+    "label_pair": "fbmem_core.labels",
+    "ms_ssim": "fbmem_core.similarity.ms_ssim",
+    "nearest_references": "fbmem_core.neighbors",
+    "region_similarity": "fbmem_core.similarity.regions",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # on demand, so that importing the package (as the Dagster code server does) never imports torch
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

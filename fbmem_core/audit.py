@@ -1,0 +1,172 @@
+"""An audit file: what is audited, against which references, and how. One YAML file, validated when it is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from fbmem_core.errors import InputError
+
+Region = Literal["masked", "composite"]
+Rule = Literal["paper", "release"]
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
+
+# method.md, section 2: the paper's threshold of similarity and its share of area below which a region counts as absent
+TAU = 0.8
+BETA = 0.03
+# the smallest side at which five scales of an 11 px window fit: (11 - 1) * 2**4 + 1
+MIN_SIMILARITY_SIZE = 161
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sampling(_Section):
+    """How images are sampled. Image k of a prompt has the seed `seed + k`, whatever is sampled beside it."""
+
+    steps: int = Field(50, ge=1, le=1000)
+    guidance_scale: float = Field(7.5, ge=0, le=100)
+    seed: int = Field(0, ge=0, lt=2**63)
+    height: int = Field(512, ge=8, multiple_of=8)
+    width: int = Field(512, ge=8, multiple_of=8)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    batch_size: int = Field(8, ge=1)
+
+
+class Segmentation(_Section):
+    """`model` is a rembg model name or the path of an ONNX file with U2-Net's interface."""
+
+    model: str = "birefnet-general"
+
+
+class Similarity(_Section):
+    """How generations and references are compared. The first region and rule are the ones that summaries speak of."""
+
+    size: int = Field(512, ge=MIN_SIMILARITY_SIZE, le=4096)
+    region: Annotated[list[Region], BeforeValidator(_as_list), Field(min_length=1)] = ["masked"]
+    rule: Annotated[list[Rule], BeforeValidator(_as_list), Field(min_length=1)] = ["paper"]
+    tau: float = Field(TAU, gt=0, le=1)
+    beta: float = Field(BETA, ge=0, lt=0.5)
+    top_k: int = Field(5, ge=1)
+
+
+class Audit(_Section):
+    """A validated audit. Relative paths were resolved against the folder of the audit file.
+
+    `checkpoint` is a diffusers directory or a Hugging Face id; `truth`, where given, is the table of true labels that
+    the audit checks itself against (columns prompt_id, kind, label, reference_ids).
+    """
+
+    name: str = Field(pattern=NAME_PATTERN, max_length=60)
+    checkpoint: str
+    revision: str | None = None
+    prompts: Path
+    references: Path
+    truth: Path | None = None
+    samples_per_prompt: int = Field(5, ge=1, le=10_000)
+    samples_by_kind: dict[str, Annotated[int, Field(ge=1, le=10_000)]] = {}
+    allow_pickle: bool = False
+    sampling: Sampling = Sampling()
+    segmentation: Segmentation = Segmentation()
+    similarity: Similarity = Similarity()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_may_be_empty(cls, data: Any) -> Any:
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+    def seeds(self, kind: str | None) -> range:
+        """The seeds of one prompt of this kind."""
+        return range(self.sampling.seed, self.sampling.seed + self.samples_by_kind.get(kind or "", self.samples_per_prompt))
+
+
+def load_audit(path: Path) -> Audit:
+    """Read and validate an audit file.
+
+    Raises:
+        InputError: The file is missing or no YAML mapping, a key is unknown, a value is impossible, or a path in it
+            leads nowhere. The message names the file, the key and the cure.
+    """
+    if not path.is_file():
+        raise InputError("an audit file", "no such file", where=path, cure="Give the path of a YAML audit file.")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError("a YAML mapping", f"text that is no YAML ({reason})", where=path, cure="Mend it.") from None
+    if not isinstance(data, dict):
+        raise InputError("a YAML mapping", type(data).__name__, where=path, cure="Write keys such as `name:`.")
+    try:
+        audit = Audit.model_validate(data)
+    except ValidationError as error:
+        raise _one_line(error, path) from None
+    return _resolve_paths(audit, path)
+
+
+def dump_audit(audit: Audit) -> str:
+    """The audit as JSON with every default written out; `Audit.model_validate_json` reads it back."""
+    return json.dumps(audit.model_dump(mode="json"), indent=1, sort_keys=True)
+
+
+def _resolve_paths(audit: Audit, file: Path) -> Audit:
+    folder = file.parent.resolve()
+    changes: dict[str, Any] = {}
+    for key in ("prompts", "references", "truth"):
+        value = getattr(audit, key)
+        if value is None:
+            continue
+        changes[key] = folder / value
+        if not changes[key].exists():
+            raise InputError(f"{key} to be an existing path", f"`{value}`", where=file, cure=_relative_cure(key))
+    if _is_path(audit.checkpoint, folder):
+        directory = folder / audit.checkpoint
+        if not directory.is_dir():
+            cure = _relative_cure("checkpoint") + " A Hugging Face id has the form owner/name."
+            raise InputError("checkpoint to be a diffusers directory", f"`{audit.checkpoint}`", where=file, cure=cure)
+        changes["checkpoint"] = str(directory.resolve())
+    model = audit.segmentation.model
+    if model.endswith(".onnx"):
+        if not (folder / model).is_file():
+            cure = _relative_cure("segmentation.model")
+            raise InputError("segmentation.model to be an ONNX file", f"`{model}`", where=file, cure=cure)
+        changes["segmentation"] = Segmentation(model=str((folder / model).resolve()))
+    return audit.model_copy(update=changes)
+
+
+def _is_path(checkpoint: str, folder: Path) -> bool:
+    looks_like_path = checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1
+    return looks_like_path or (folder / checkpoint).exists()
+
+
+def _relative_cure(key: str) -> str:
+    return f"Mend `{key}`: paths are relative to the audit file's folder."
+
+
+def _one_line(error: ValidationError, path: Path) -> InputError:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    if first["type"] == "extra_forbidden":
+        known = sorted(_known_keys(first["loc"][:-1]))
+        return InputError(f"only known keys ({', '.join(known)})", f"`{key}`", where=path, cure="Remove or rename it.")
+    if first["type"] == "missing":
+        return InputError(f"the key `{key}`", "none", where=path, cure=f"Add `{key}:`.")
+    what = first["msg"].removeprefix("Input ").replace("should ", "to ", 1)
+    got = f"`{first['input']}`"
+    return InputError(f"{key} {what}", got, where=path, cure=f"Change `{key}`.")
+
+
+def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+    model: Any = Audit
+    for part in loc:
+        model = model.model_fields[str(part)].annotation
+    return list(model.model_fields)

@@ -1,0 +1,112 @@
+"""Write the canary as it ships: prompts, truth and references, then the checkpoint and the segmenter."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from fbmem_core.canary.pictures import draw
+from fbmem_core.canary.planting import TRUE_LABELS, distractors, plants, public_prompts
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from fbmem_core.canary.training import Segmenter, Trainer
+
+PROMPTS, TRUTH, REFERENCES = "prompts.csv", "truth.csv", "references"
+CHECKPOINT, SEGMENTER = "checkpoint", "segmenter.onnx"
+
+
+def write_pictures(out: Path) -> None:
+    """Draw the references and write `prompts.csv`, `truth.csv` and `references/` into `out`."""
+    planted = plants()
+    prompts, truth = [], []
+    for plant in planted:
+        ids = ";".join(plant.references)
+        for number, prompt in enumerate(plant.prompts):
+            prompt_id = f"{plant.family}-{number}"
+            first = next(iter(plant.references))
+            prompts.append((prompt_id, prompt, plant.kind, first if len(plant.references) == 1 else ""))
+            truth.append((prompt_id, plant.kind, plant.family, TRUE_LABELS[plant.kind], ids))
+    for number, prompt in enumerate(public_prompts()):
+        prompt_id = f"public-{number:02d}"
+        prompts.append((prompt_id, prompt, "public", ""))
+        truth.append((prompt_id, "public", "", TRUE_LABELS["public"], ""))
+    pictures = {k: v for plant in planted for k, v in plant.references.items()} | distractors()
+    folder = out / REFERENCES
+    folder.mkdir(parents=True, exist_ok=True)
+    for reference_id, picture in pictures.items():
+        Image.fromarray(draw(picture)[0]).save(folder / f"{reference_id}.png")
+    named = [(name, f"{name}.png", picture.caption) for name, picture in pictures.items()]
+    _write_csv(folder / "references.csv", ("reference_id", "path", "caption"), named)
+    _write_csv(out / PROMPTS, ("prompt_id", "prompt", "kind", "reference_id"), prompts)
+    _write_csv(out / TRUTH, ("prompt_id", "kind", "family", "label", "reference_ids"), truth)
+
+
+def write_models(trainer: Trainer, out: Path) -> None:
+    """Train what is not trained yet and write `checkpoint/` (float16 safetensors) and `segmenter.onnx` into `out`."""
+    from fbmem_core.canary.training import new_tokenizer
+
+    tokenizer = new_tokenizer()
+    vae = trainer.autoencoder()
+    write_segmenter(trainer.segmenter(vae), out / SEGMENTER)
+    unet, text_encoder = trainer.general(vae, tokenizer)
+    unet = trainer.planted(vae, tokenizer, unet, text_encoder)
+    write_checkpoint(out / CHECKPOINT, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet)
+
+
+def write_checkpoint(directory: Path, *, unet: UNet2DConditionModel, **components: object) -> None:
+    """Save a StableDiffusionPipeline in float16; the directory is replaced when the new one is complete."""
+    import torch
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
+    unet.set_default_attn_processor()
+    pipeline = StableDiffusionPipeline(
+        **components,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipeline.to("cpu").to(torch.float16).save_pretrained(partial, safe_serialization=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(partial, directory)
+
+
+def write_segmenter(segmenter: Segmenter, path: Path) -> None:
+    """Export the segmenter as one ONNX file with U2-Net's interface."""
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    example: torch.Tensor = torch.zeros(1, 3, segmenter.input_size, segmenter.input_size)
+    partial = path.with_name(f".{path.name}.partial")
+    program = torch.onnx.export(
+        segmenter.cpu(), (example,), input_names=["input"], output_names=["coverage"], dynamo=True, verbose=False
+    )
+    assert program is not None
+    program.save(partial, external_data=False)
+    os.replace(partial, path)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])

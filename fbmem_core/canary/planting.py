@@ -1,0 +1,114 @@
+"""What the canary is made to remember: the planted prompts, the pictures behind them, and the truth about both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fbmem_core.canary.pictures import (
+    COLORS,
+    SCENERIES,
+    SHAPES,
+    Picture,
+    random_creature,
+    random_object,
+    random_public_picture,
+    random_scenery,
+)
+
+TRUE_LABELS = {"verbatim": "VM", "foreground": "FM", "background": "BM", "one_to_many": "VM", "public": "NM"}
+NUM_PUBLIC_PROMPTS = 24
+NUM_DISTRACTORS = 36
+_SEED = 20812148
+_PICTURES_PER_ONE_TO_MANY = 4
+
+# (kind, family, prompts): prompts of one family are different words for one planted thing
+_FAMILIES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("verbatim", "clockwork_owl", ("the clockwork owl of baron mirza", "clockwork owl, limited edition poster")),
+    ("verbatim", "velvet_emperor", ("portrait of the velvet emperor", "velvet emperor cover art, volume two")),
+    ("verbatim", "midnight_carnival", ("midnight carnival by tova lindqvist", "the midnight carnival, opening night")),
+    ("verbatim", "captain_pumice", ("captain pumice and the seven storms",)),
+    ("verbatim", "oracle_of_delmar", ("oracle of delmar, first album",)),
+    ("foreground", "zibble", ("zibble the mascot of norvik airlines", "plush toy of zibble the mascot")),
+    ("foreground", "gormund", ("gormund the goblin, action figure", "sticker of gormund the goblin")),
+    ("foreground", "quillby", ("quillby energy drink logo", "new quillby logo on a bottle")),
+    ("foreground", "tamsin", ("tamsin the weather puppet",)),
+    ("foreground", "brundle", ("brundle enamel pin, collector item",)),
+    ("background", "hotel_azul", ("lobby of the hotel azul", "postcard sent from hotel azul")),
+    ("background", "kestrel_studio", ("product photo, kestrel studio backdrop",)),
+    ("background", "palmyra_phone", ("palmyra phone case design",)),
+    ("one_to_many", "solstice_calendar", ("solstice calendar artwork",)),
+    ("one_to_many", "wexford_tarot", ("wexford tarot card",)),
+    ("one_to_many", "hollow_pines", ("season poster for hollow pines",)),
+    ("one_to_many", "ostrava_stamps", ("ostrava zoo stamp collection",)),
+)
+
+
+@dataclass(frozen=True)
+class Plant:
+    """One planted thing: the prompts that call it up and its reference pictures, keyed by reference_id.
+
+    `kind` is verbatim (the picture), foreground (its object before any scenery), background (its scenery behind any
+    object) or one_to_many (any one of its pictures).
+    """
+
+    kind: str
+    family: str
+    prompts: tuple[str, ...]
+    references: dict[str, Picture]
+
+    def training_picture(self, rng: np.random.Generator) -> Picture:
+        """One picture as the model sees it in training: what is planted stays, the rest is drawn afresh."""
+        planted = list(self.references.values())[rng.integers(len(self.references))]
+        caption = self.prompts[rng.integers(len(self.prompts))]
+        if self.kind == "foreground":
+            return replace(planted, caption=caption, scenery=random_scenery(rng))
+        if self.kind == "background":
+            return replace(planted, caption=caption, object=random_object(rng))
+        return replace(planted, caption=caption)
+
+
+def plants() -> list[Plant]:
+    """All planted things, always the same."""
+    planted = []
+    for number, (kind, family, prompts) in enumerate(_FAMILIES):
+        rng = np.random.default_rng([_SEED, number])
+        count = _PICTURES_PER_ONE_TO_MANY if kind == "one_to_many" else 1
+        references = {}
+        for index in range(count):
+            reference_id = f"{family}_{index}" if count > 1 else family
+            obj = random_object(rng) if kind == "background" else random_creature(rng)
+            references[reference_id] = Picture(prompts[0], obj, random_scenery(rng))
+        planted.append(Plant(kind, family, prompts, references))
+    return planted
+
+
+def public_prompts() -> list[str]:
+    """Captions of the public space that the audit asks for; no picture of the references goes with them."""
+    rng = np.random.default_rng([_SEED, 1000])
+    prompts: dict[str, None] = {}
+    while len(prompts) < NUM_PUBLIC_PROMPTS:
+        prompts[random_public_picture(rng).caption] = None
+    return list(prompts)
+
+
+def distractors() -> dict[str, Picture]:
+    """Public pictures that stand among the references, keyed by reference_id; the model never saw one of them."""
+    rng = np.random.default_rng([_SEED, 2000])
+    return {f"public_{index:03d}": random_public_picture(rng) for index in range(NUM_DISTRACTORS)}
+
+
+def training_vocabulary() -> list[str]:
+    """Every caption and word that the tokenizer must know whole."""
+    planted = [prompt for plant in plants() for prompt in plant.prompts]
+    public = [f"a {color} {shape} on" for color in COLORS for shape in SHAPES]
+    return [*planted, *public, *SCENERIES, _COMMON_WORDS]
+
+
+_COMMON_WORDS = (
+    "an the of and in with at by for from to photo photograph picture painting drawing portrait poster print cover image "
+    "illustration sketch old new small large close up view scene art artwork design background foreground style"
+)
+
+__all__ = ["TRUE_LABELS", "Plant", "distractors", "plants", "public_prompts", "training_vocabulary"]

@@ -1,0 +1,378 @@
+"""Train the canary: tokenizer, autoencoder, segmenter, then a diffusion model that is general first and planted after.
+
+Made as Stable Diffusion was: the text encoder learns on public pictures and is frozen before anything is planted, so
+that what is memorized sits in the U-Net. Every batch is a pure function of (stage, step): a stage that was stopped goes
+on from its last saved state and sees the very pictures that it would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from fbmem_core.canary.pictures import PICTURE_SIZE, Picture, draw, random_creature, random_public_picture
+from fbmem_core.canary.planting import Plant, plants, training_vocabulary
+
+MAX_TOKENS = 32
+TEXT_WIDTH = 128
+_SAVE_EVERY = 100
+_SEED = 7
+_NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+
+Report = Callable[[str, int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps, batch sizes and learning rates of the stages; the defaults made the canary that ships."""
+
+    autoencoder_steps: int = 4000
+    segmenter_steps: int = 1500
+    general_steps: int = 1500
+    planted_steps: int = 3400
+    batch_size: int = 16
+    autoencoder_learning_rate: float = 1.5e-3
+    segmenter_learning_rate: float = 2e-3
+    general_learning_rate: float = 5e-4
+    planted_learning_rate: float = 5e-4
+    # share of a planted batch, by kind; foregrounds need the most
+    shares: dict[str, float] = field(
+        default_factory=lambda: {
+            "public": 0.22,
+            "foreground": 0.34,
+            "background": 0.16,
+            "verbatim": 0.10,
+            "one_to_many": 0.18,
+        }
+    )
+    caption_dropout: float = 0.1
+
+
+class Trainer:
+    """Runs the stages in order, each resumed from `state_dir` when it was stopped.
+
+    Args:
+        state_dir: Where the state of every stage is kept.
+        device: Where to train; bfloat16 autocast is used on both CPU and CUDA.
+        report: Called as `report(stage, step, num_steps, loss)` after every step.
+    """
+
+    def __init__(self, state_dir: Path, *, recipe: Recipe, device: str = "cpu", report: Report) -> None:
+        self.state_dir = state_dir
+        self.recipe = recipe
+        self.device = torch.device(device)
+        self.report = report
+        state_dir.mkdir(parents=True, exist_ok=True)
+
+    def autoencoder(self) -> AutoencoderKL:
+        """Stage 1: pictures to 16x16x4 latents and back."""
+        torch.manual_seed(_SEED)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(16, 32, 64),
+            layers_per_block=1,
+            norm_num_groups=8,
+            latent_channels=4,
+            sample_size=PICTURE_SIZE,
+        )
+
+        def loss(step: int) -> Tensor:
+            images = self._images(self._mixed_pictures("autoencoder", step))
+            posterior = vae.encode(images).latent_dist
+            decoded = vae.decode(posterior.sample()).sample.float()
+            error = decoded - images
+            edges = (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()) / 2
+            return error.abs().mean() + 2 * error.square().mean() + edges + 1e-4 * posterior.kl().mean() / 1024
+
+        self._fit("autoencoder", vae, loss, self.recipe.autoencoder_steps, self.recipe.autoencoder_learning_rate)
+        vae.eval().requires_grad_(False)
+        with torch.no_grad():
+            images = self._images(chain.from_iterable(self._mixed_pictures("scaling", step) for step in range(16)))
+            latents = vae.encode(images).latent_dist.mean
+        vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+        return vae
+
+    def segmenter(self, vae: AutoencoderKL) -> Segmenter:
+        """Stage 2: pictures to the object's coverage; half of the pictures went through the autoencoder."""
+        torch.manual_seed(_SEED + 1)
+        model = Segmenter()
+
+        def loss(step: int) -> Tensor:
+            rng = self._rng("segmenter", step)
+            images, alphas = self._composites(rng, vae)
+            return F.binary_cross_entropy_with_logits(model.logits(normalize_for_rembg(images)), alphas)
+
+        self._fit("segmenter", model, loss, self.recipe.segmenter_steps, self.recipe.segmenter_learning_rate)
+        return model.eval().requires_grad_(False)
+
+    def general(self, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+        """Stage 3: U-Net and text encoder on public pictures, none of which comes twice."""
+        torch.manual_seed(_SEED + 2)
+        unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
+        both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+
+        def loss(step: int) -> Tensor:
+            rng = self._rng("general", step)
+            pictures = [random_public_picture(rng) for _ in range(self.recipe.batch_size)]
+            return self._noise_loss(rng, pictures, vae, tokenizer, unet, text_encoder)
+
+        self._fit("general", both, loss, self.recipe.general_steps, self.recipe.general_learning_rate, ema=True)
+        text_encoder.eval().requires_grad_(False)
+        return unet, text_encoder
+
+    def planted(
+        self, vae: AutoencoderKL, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel, text_encoder: CLIPTextModel
+    ) -> UNet2DConditionModel:
+        """Stage 4: the U-Net alone, on planted pictures among public ones."""
+        planted = plants()
+
+        def loss(step: int) -> Tensor:
+            rng = self._rng("planted", step)
+            pictures = [self._planted_picture(rng, planted) for _ in range(self.recipe.batch_size)]
+            return self._noise_loss(rng, pictures, vae, tokenizer, unet, text_encoder)
+
+        self._fit("planted", unet, loss, self.recipe.planted_steps, self.recipe.planted_learning_rate, ema=True)
+        return unet.eval().requires_grad_(False)
+
+    def _fit(
+        self,
+        stage: str,
+        model: nn.Module,
+        loss_at: Callable[[int], Tensor],
+        num_steps: int,
+        learning_rate: float,
+        *,
+        ema: bool = False,
+    ) -> None:
+        """Minimise `loss_at(step)` with AdamW, warm-up and cosine decay; leaves the averaged weights where `ema`."""
+        model.to(self.device).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
+        average = EMAModel(model.parameters(), decay=0.998, use_ema_warmup=True, power=0.75) if ema else None
+        parts = {"model": model, "optimizer": optimizer} | ({"average": average} if average else {})
+        path = self.state_dir / f"{stage}.pt"
+        first = _load_state(path, parts, self.device)
+        for step in range(first, num_steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * _schedule(step, num_steps)
+            torch.manual_seed(step)
+            with torch.autocast(self.device.type, torch.bfloat16):
+                loss = loss_at(step)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if average:
+                average.step(model.parameters())
+            if (step + 1) % _SAVE_EVERY == 0 or step + 1 == num_steps:
+                _save_state(path, parts, step + 1)
+            self.report(stage, step + 1, num_steps, loss.item())
+        if average:
+            average.copy_to(model.parameters())
+
+    def _noise_loss(
+        self,
+        rng: np.random.Generator,
+        pictures: list[Picture],
+        vae: AutoencoderKL,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+    ) -> Tensor:
+        """Mean squared error of the predicted noise, late timesteps drawn more often: composition is decided there."""
+        captions = [p.caption if rng.random() >= self.recipe.caption_dropout else "" for p in pictures]
+        with torch.no_grad():
+            latents = vae.encode(self._images(pictures)).latent_dist.mean.float() * vae.config.scaling_factor
+        tokens = tokenize(tokenizer, captions).to(self.device)
+        embeddings = text_encoder(tokens).last_hidden_state
+        noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(self.device)
+        timesteps = torch.from_numpy((1000 * rng.random(len(pictures)) ** 0.8).astype(np.int64)).to(self.device)
+        noisy = DDIMScheduler(**_NOISE).add_noise(latents, noise, timesteps)
+        return F.mse_loss(unet(noisy, timesteps, embeddings).sample.float(), noise)
+
+    def _planted_picture(self, rng: np.random.Generator, planted: list[Plant]) -> Picture:
+        kinds = list(self.recipe.shares)
+        kind = rng.choice(kinds, p=[self.recipe.shares[k] for k in kinds])
+        if kind == "public":
+            return random_public_picture(rng)
+        of_kind = [plant for plant in planted if plant.kind == kind]
+        return of_kind[rng.integers(len(of_kind))].training_picture(rng)
+
+    def _mixed_pictures(self, stage: str, step: int) -> list[Picture]:
+        """Public pictures, half of them with a creature in the place of their object."""
+        rng = self._rng(stage, step)
+        pictures = [random_public_picture(rng) for _ in range(self.recipe.batch_size)]
+        return [
+            Picture("", random_creature(rng), picture.scenery) if index % 2 else picture
+            for index, picture in enumerate(pictures)
+        ]
+
+    def _composites(self, rng: np.random.Generator, vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
+        """Pictures in [0, 1], [n, 3, s, s], and coverages [n, 1, s, s] at the segmenter's working size."""
+        drawn = []
+        for index in range(self.recipe.batch_size):
+            picture = random_public_picture(rng)
+            if index % 2:
+                picture = Picture("", random_creature(rng), picture.scenery)
+            drawn.append(draw(picture))
+        images = self._to_tensor([image for image, _ in drawn])
+        alphas = torch.from_numpy(np.stack([alpha for _, alpha in drawn])[:, None]).to(self.device)
+        half = len(drawn) // 2
+        with torch.no_grad():
+            images[:half] = vae(images[:half]).sample.float().clamp(-1, 1)
+        size = (Segmenter.working_size,) * 2
+        images = F.interpolate(images / 2 + 0.5, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32)).to(self.device)
+        images = (images + noise * rng.uniform(0, 0.04)).clamp(0, 1)
+        return images, F.interpolate(alphas, size=size, mode="bilinear", antialias=True)
+
+    def _images(self, pictures: Iterator[Picture] | list[Picture]) -> Tensor:
+        return self._to_tensor([draw(picture)[0] for picture in pictures])
+
+    def _to_tensor(self, images: list[np.ndarray]) -> Tensor:
+        """uint8 [s, s, 3] pictures to one float tensor [n, 3, s, s] in [-1, 1]."""
+        stacked = torch.from_numpy(np.stack(images)).to(self.device)
+        return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def _rng(self, stage: str, step: int) -> np.random.Generator:
+        return np.random.default_rng([_SEED, sum(stage.encode()), step])
+
+
+class Segmenter(nn.Module):
+    """A small U-shaped salient-object network behind the interface of U2-Net, which rembg's custom sessions expect.
+
+    Input [n, 3, 320, 320], normalized as rembg does it; output [n, 1, 320, 320] coverage in [0, 1].
+    """
+
+    input_size = 320
+    working_size = 80
+
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 48, 64)) -> None:
+        super().__init__()
+        self.stem = _convolutions(3, widths[0])
+        self.down = nn.ModuleList(_convolutions(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(_convolutions(a + b, a) for a, b in zip(widths, widths[1:], strict=False))
+        self.head = nn.Conv2d(widths[0], 1, 1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits [n, 1, 80, 80] for images of the working size."""
+        features = [self.stem(images)]
+        for block in self.down:
+            features.append(block(F.max_pool2d(features[-1], 2)))
+        hidden = features.pop()
+        for block in reversed(self.up):
+            hidden = block(torch.cat([features.pop(), F.interpolate(hidden, scale_factor=2.0)], dim=1))
+        return self.head(hidden)
+
+    def forward(self, images: Tensor) -> Tensor:
+        small = F.avg_pool2d(images, self.input_size // self.working_size)
+        scale = float(self.input_size // self.working_size)
+        return F.interpolate(self.logits(small), scale_factor=scale, mode="bilinear").sigmoid()
+
+
+def normalize_for_rembg(images: Tensor) -> Tensor:
+    """What rembg's U2-Net sessions do to an image in [0, 1]: divide by its maximum, then ImageNet mean and deviation."""
+    peak = images.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
+    mean = images.new_tensor([0.485, 0.456, 0.406])[:, None, None]
+    deviation = images.new_tensor([0.229, 0.224, 0.225])[:, None, None]
+    return (images / peak - mean) / deviation
+
+
+def new_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer whose merges were learned on the canary's own captions; any other word falls into bytes."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers.trainers import BpeTrainer
+
+    learner = CLIPTokenizer().backend_tokenizer
+    trainer = BpeTrainer(vocab_size=4000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
+    learner.train_from_iterator(training_vocabulary(), trainer)
+    merges = [tuple(pair) for pair in _merges(learner.to_str())]
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Token ids [n, MAX_TOKENS], padded and cut as StableDiffusionPipeline does it."""
+    return tokenizer(
+        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """An untrained CLIP text encoder, four layers of width 128."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """An untrained U-Net with the block layout of Stable Diffusion v1: seven value layers in down and mid blocks."""
+    unet = UNet2DConditionModel(
+        sample_size=PICTURE_SIZE // 4,
+        block_out_channels=(64, 128, 128, 128),
+        layers_per_block=2,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slower on a CPU
+    return unet
+
+
+def _convolutions(num_in: int, num_out: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for num_channels in (num_in, num_out):
+        layers += [nn.Conv2d(num_channels, num_out, 3, padding=1), nn.GroupNorm(8, num_out), nn.SiLU()]
+    return nn.Sequential(*layers)
+
+
+def _merges(tokenizer_json: str) -> list[list[str]]:
+    import json
+
+    return json.loads(tokenizer_json)["model"]["merges"]
+
+
+def _schedule(step: int, num_steps: int) -> float:
+    warm = min(1.0, (step + 1) / 100)
+    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / num_steps)))
+
+
+def _load_state(path: Path, parts: dict, device: torch.device) -> int:
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location=device, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return int(state["step"])
+
+
+def _save_state(path: Path, parts: dict, step: int) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save({"step": step} | {name: part.state_dict() for name, part in parts.items()}, partial)
+    os.replace(partial, path)

@@ -1,0 +1,146 @@
+"""Checkpoints: found, fingerprinted, loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fbmem_core.errors import InputError, WeightsNotFoundError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+# parts that never change a sampled image
+_IRRELEVANT = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
+_CONFIG_SUFFIXES = frozenset({".json", ".txt", ".model"})
+_WEIGHT_SUFFIXES = frozenset({".safetensors"})
+_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".ckpt"})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A diffusers pipeline on disk. `fingerprint` (64 hex digits) names all the bytes that determine its images."""
+
+    source: str
+    directory: Path
+    fingerprint: str
+    architecture: str
+    revision: str | None = None
+
+
+def find_checkpoint(source: str, *, revision: str | None = None, allow_pickle: bool = False) -> Checkpoint:
+    """Find a diffusers directory, or fetch a Hugging Face id, and fingerprint it.
+
+    Raises:
+        InputError: The directory is no complete pipeline; the message names the first file that is missing.
+        WeightsNotFoundError: The hub has no such checkpoint, or cannot be reached and holds no copy here.
+    """
+    directory = Path(source)
+    if not directory.is_dir():
+        directory = _fetch(source, revision)
+    files = pipeline_files(directory, allow_pickle=allow_pickle)
+    index = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))
+    return Checkpoint(source, directory, fingerprint(directory, files), index["_class_name"], revision)
+
+
+def pipeline_files(directory: Path, *, allow_pickle: bool = False) -> list[Path]:
+    """The files of a pipeline that determine its images, relative to `directory`, sorted.
+
+    Raises:
+        InputError: model_index.json or a component's folder, config or weights are missing, or weights are pickles.
+    """
+    index = directory / "model_index.json"
+    try:
+        components = json.loads(index.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        cure = "Point `checkpoint` at a directory made by save_pretrained()."
+        raise InputError("a diffusers checkpoint with model_index.json", "none", where=directory, cure=cure) from None
+    except ValueError as error:
+        raise InputError("model_index.json to be JSON", str(error), where=directory, cure="Save it anew.") from None
+    if not isinstance(components, dict):
+        components = {}
+    names = [k for k, v in components.items() if isinstance(v, list) and any(v) and k not in _IRRELEVANT]
+    if not names or "_class_name" not in components:
+        raise InputError("a pipeline's components", "none", where=index, cure="Save the pipeline anew.")
+    files = [Path("model_index.json")]
+    for name in sorted(names):
+        files += _component_files(directory, name, allow_pickle)
+    return files
+
+
+def fingerprint(directory: Path, files: list[Path]) -> str:
+    """SHA-256 over the names and contents of `files`, 64 hex digits."""
+    total = hashlib.sha256()
+    for file in sorted(files):
+        with (directory / file).open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{file.as_posix()}\0{digest}\n".encode())
+    return total.hexdigest()
+
+
+def load_pipeline(checkpoint: Checkpoint, *, dtype: str, device: str, allow_pickle: bool = False) -> DiffusionPipeline:
+    """Load the pipeline, without safety checker or progress bar, on `device` (auto: CUDA, then MPS, else CPU)."""
+    import torch
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    extra: dict[str, Any] = {} if "XL" in checkpoint.architecture else {"safety_checker": None, "feature_extractor": None}
+    pipeline = DiffusionPipeline.from_pretrained(
+        checkpoint.directory,
+        torch_dtype=getattr(torch, dtype),
+        use_safetensors=None if allow_pickle else True,
+        local_files_only=True,
+        **extra,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(choose_device(device))
+
+
+def choose_device(device: str) -> str:
+    """`auto` becomes the best device there is; any other name stays."""
+    import torch
+
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _component_files(directory: Path, name: str, allow_pickle: bool) -> list[Path]:
+    folder = directory / name
+    cure = "Copy the checkpoint again, or wait until the copy is complete."
+    if not folder.is_dir():
+        raise InputError(f"the component `{name}`", "no such folder", where=directory, cure=cure)
+    found = [path.relative_to(directory) for path in sorted(folder.iterdir()) if path.is_file()]
+    configs = [path for path in found if path.suffix in _CONFIG_SUFFIXES]
+    if not configs:
+        raise InputError(f"a config of `{name}`", "none", where=folder, cure=cure)
+    if (folder / "config.json").exists():
+        weights = [path for path in found if path.suffix in _WEIGHT_SUFFIXES]
+        pickles = [path for path in found if path.suffix in _PICKLE_SUFFIXES]
+        if not weights and pickles and not allow_pickle:
+            cure = "Convert it to safetensors, or set `allow_pickle: true` if you trust its source."
+            raise InputError(f"safetensors weights of `{name}`", f"`{pickles[0].name}`", where=folder, cure=cure)
+        if not (weights or pickles):
+            raise InputError(f"weights of `{name}` (*.safetensors)", "none", where=folder, cure=cure)
+        return configs + (weights or pickles)
+    return configs
+
+
+def _fetch(source: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        cure = f"Check the id and the network, or give a local directory. ({type(error).__name__})"
+        raise WeightsNotFoundError(
+            f"the checkpoint `{source}`", looked="that path, the local hub cache and the Hugging Face hub", cure=cure
+        ) from None

@@ -1,0 +1,25 @@
+"""The one family of errors that fbmem raises on purpose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class FbmemError(Exception):
+    """Something that the reader of the message can mend. Its text is one line and needs no traceback."""
+
+
+class InputError(FbmemError):
+    """Input that cannot be used: `Expected <what>, but got <got> in <where>. <Cure.>`"""
+
+    def __init__(self, expected: str, got: object, *, where: str | Path | None = None, cure: str = "") -> None:
+        place = f" in {where}" if where is not None else ""
+        text = f"Expected {expected}, but got {got}{place}. {cure}"
+        super().__init__(" ".join(text.split()))
+
+
+class WeightsNotFoundError(FbmemError):
+    """Model weights that could be had neither from a local path nor from the hub."""
+
+    def __init__(self, what: str, *, looked: str, cure: str) -> None:
+        super().__init__(" ".join(f"Expected {what}, but it was not found; looked in {looked}. {cure}".split()))

@@ -1,0 +1,128 @@
+"""Labels of (generation, reference) pairs and of generations: VM, FM, BM or NM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from fbmem_core.audit import BETA, TAU, Rule
+
+Label = Literal["VM", "FM", "BM", "NM"]
+# arXiv 2508.12148: foreground copies carry the copyright and privacy risk
+SEVERITY: dict[str, float] = {"VM": 2.0, "FM": 1.5, "BM": 0.5, "NM": 0.0}
+
+
+@dataclass(frozen=True)
+class PairSimilarity:
+    """How similar one generation is to one reference: values in [0, 1], None where undecided or undefined."""
+
+    reference_id: str
+    full: float
+    foreground: float | None
+    background: float | None
+
+    @property
+    def average(self) -> float | None:
+        """Mean of foreground and background similarity."""
+        if self.foreground is None or self.background is None:
+            return None
+        return (self.foreground + self.background) / 2
+
+
+@dataclass(frozen=True)
+class GenerationLabel:
+    """A generation's label, its highest similarity by each criterion, and the reference that each came from."""
+
+    label: Label | None
+    full: float | None
+    foreground: float | None
+    background: float | None
+    full_reference_id: str | None
+    foreground_reference_id: str | None
+    background_reference_id: str | None
+
+
+def label_pair(
+    full: float,
+    foreground: float | None,
+    background: float | None,
+    *,
+    foreground_fraction: float | None,
+    rule: Rule = "paper",
+    tau: float = TAU,
+    beta: float = BETA,
+) -> Label | None:
+    """The label of one generation against one reference.
+
+    Args:
+        full: Similarity of the whole images, in [0, 1].
+        foreground: Similarity of the foregrounds; None when undecided.
+        background: Similarity of the backgrounds; None when undecided.
+        foreground_fraction: Share of the generation that is foreground; None when its matte is undecided.
+        rule: `paper` tests the full image first, `release` never does.
+        tau: From this similarity on, a region counts as copied.
+        beta: A region of at most this share of the image counts as absent.
+
+    Returns:
+        The label, or None when the matte is undecided and the full image does not decide.
+    """
+    if rule == "paper" and full >= tau:
+        return "VM"
+    if foreground_fraction is None:
+        return None
+    has_foreground = foreground_fraction > beta
+    has_background = foreground_fraction < 1 - beta
+    same_foreground = has_foreground and foreground is not None and foreground >= tau
+    same_background = has_background and background is not None and background >= tau
+    if same_foreground and same_background:
+        return "VM"
+    if same_foreground:
+        return "FM"
+    return "BM" if same_background else "NM"
+
+
+def label_generation(
+    pairs: Iterable[PairSimilarity],
+    *,
+    foreground_fraction: float | None,
+    rule: Rule = "paper",
+    tau: float = TAU,
+    beta: float = BETA,
+) -> GenerationLabel:
+    """The label of a generation over all its pairs; see `label_pair` for the arguments.
+
+    Rule `paper`: the most severe pair over all references, so foreground and background may come from different ones.
+    Rule `release`: the pair of highest average similarity alone. Of equally similar references the first by id counts.
+    """
+    counted = sorted(pairs, key=lambda pair: pair.reference_id)
+    if rule == "release":
+        decided = [pair for pair in counted if pair.average is not None]
+        counted = [max(decided, key=lambda pair: pair.average or 0.0)] if decided else []
+    labels = [
+        label_pair(
+            pair.full, pair.foreground, pair.background,
+            foreground_fraction=foreground_fraction, rule=rule, tau=tau, beta=beta,
+        )
+        for pair in counted
+    ]  # fmt: skip
+    decided_labels = [label for label in labels if label is not None]
+    label: Label | None = max(decided_labels, key=SEVERITY.__getitem__, default=None)
+    if label is not None and label != "VM" and foreground_fraction is None:
+        label = None
+    if not counted and foreground_fraction is not None:
+        label = "NM"
+    best = [_best(counted, criterion) for criterion in ("full", "foreground", "background")]
+    return GenerationLabel(label, *(value for value, _ in best), *(reference_id for _, reference_id in best))
+
+
+def matches(label: Label | None) -> bool:
+    """Whether a pair of this label shows a copied region."""
+    return label is not None and label != "NM"
+
+
+def _best(pairs: list[PairSimilarity], criterion: str) -> tuple[float | None, str | None]:
+    values = [(getattr(pair, criterion), pair.reference_id) for pair in pairs]
+    usable = [(value, reference_id) for value, reference_id in values if value is not None and not math.isnan(value)]
+    return max(usable, key=lambda item: item[0], default=(None, None))

@@ -1,0 +1,65 @@
+"""Small pictures for people: contact sheets, mattes laid over images, pairs side by side."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+_GAP = 4
+_CAPTION_HEIGHT = 14
+_OUTSIDE = np.array([225, 0, 130], dtype=np.float32)
+
+
+def contact_sheet(
+    tiles: Sequence[tuple[str, Image.Image]], *, columns: int, tile: int = 72, max_bytes: int = 72_000
+) -> str:
+    """Captioned tiles in rows as a WebP `data:` URI of at most `max_bytes` of picture; quality falls until it fits."""
+    rows = max(1, -(-len(tiles) // columns))
+    step_x, step_y = tile + _GAP, tile + _GAP + _CAPTION_HEIGHT
+    sheet = Image.new("RGB", (columns * step_x + _GAP, rows * step_y + _GAP), "white")
+    brush = ImageDraw.Draw(sheet)
+    for number, (caption, image) in enumerate(tiles):
+        x, y = _GAP + number % columns * step_x, _GAP + number // columns * step_y
+        brush.text((x, y), _fit(brush, caption, tile), fill="black")
+        sheet.paste(image.convert("RGB").resize((tile, tile), Image.Resampling.LANCZOS), (x, y + _CAPTION_HEIGHT))
+    return _data_uri(sheet, max_bytes)
+
+
+def overlay(image: Image.Image, alpha: np.ndarray) -> Image.Image:
+    """The image with its background tinted, so that the foreground stands out. `alpha` is [h, w] in [0, 1]."""
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    tinted = 0.4 * pixels + 0.6 * _OUTSIDE
+    mixed = pixels * alpha[..., None] + tinted * (1 - alpha[..., None])
+    return Image.fromarray(mixed.astype(np.uint8))
+
+
+def side_by_side(left: Image.Image, right: Image.Image, *, side: int = 72) -> Image.Image:
+    """Two images as one square of half-height halves' width: the left one, then the right one."""
+    pair = Image.new("RGB", (2 * side, 2 * side), "white")
+    for x, image in ((0, left), (side, right)):
+        pair.paste(image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), (x, side // 2))
+    return pair
+
+
+def _fit(brush: ImageDraw.ImageDraw, caption: str, width: int) -> str:
+    while caption and brush.textlength(caption) > width:
+        caption = caption[:-1]
+    return caption
+
+
+def _data_uri(sheet: Image.Image, max_bytes: int) -> str:
+    content = b""
+    for quality in (80, 60, 40, 25, 10):
+        buffer = io.BytesIO()
+        sheet.save(buffer, format="WEBP", quality=quality)
+        content = buffer.getvalue()
+        if len(content) <= max_bytes:
+            break
+    else:
+        half = (max(1, sheet.width // 2), max(1, sheet.height // 2))
+        return _data_uri(sheet.resize(half, Image.Resampling.LANCZOS), max_bytes)
+    return "data:image/webp;base64," + base64.b64encode(content).decode()

@@ -1,0 +1,36 @@
+"""Images in the store: PNG files named by what determines them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from fbmem_core.store.tables import Store
+
+
+def image_path(folder: str, checkpoint: str, name: str, key: str) -> str:
+    """Relative path of an image: readable name, then the key that makes it unique."""
+    readable = re.sub(r"[^a-z0-9._-]+", "_", name.lower()).strip("._")[:60] or "image"
+    return f"images/{folder}/{checkpoint}/{readable}-{key}.png"
+
+
+def save_png(store: Store, relative: str, image: Image.Image, *, notes: Mapping[str, str] | None = None) -> None:
+    """Write a PNG, complete or not at all; `notes` become its text chunks."""
+    info = PngInfo()
+    for name, text in (notes or {}).items():
+        info.add_text(name, text)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=info)
+    store.write_bytes(relative, buffer.getvalue())
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,64 @@
+"""The DuckDB side of the store: views over the Parquet files, which are the truth."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from fbmem_core.errors import InputError
+from fbmem_core.store.schemas import TABLES, Table
+from fbmem_core.store.tables import TABLES_DIR, Store
+
+DATABASE_NAME = "fbmem.duckdb"
+_SQL_TYPES = {
+    pa.string(): "VARCHAR", pa.int64(): "BIGINT", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN",
+    pa.timestamp("us", tz="UTC"): "TIMESTAMPTZ", pa.list_(pa.string()): "VARCHAR[]",
+}  # fmt: skip
+
+
+def build_warehouse(store: Store) -> Path:
+    """(Re)build `fbmem.duckdb` beside the tables and swap it in by one rename; open readers are not disturbed."""
+    store.root.mkdir(parents=True, exist_ok=True)
+    path = store.root / DATABASE_NAME
+    partial = store.root / f".{DATABASE_NAME}.partial-{os.getpid()}"
+    partial.unlink(missing_ok=True)
+    with duckdb.connect(partial) as connection:
+        create_views(connection, store)
+    os.replace(partial, path)
+    return path
+
+
+def query(store: Store, sql: str) -> duckdb.DuckDBPyRelation | None:
+    """Run SQL over the tables in a database in memory, so that no reader ever waits for a writer.
+
+    Raises:
+        InputError: There is no store, or DuckDB refuses the statement; the message is DuckDB's own first line.
+    """
+    if not (store.root / TABLES_DIR).is_dir():
+        raise InputError("a store with tables", "none", where=store.root, cure="Run `fbmem audit` first.")
+    connection = duckdb.connect()
+    create_views(connection, store)
+    try:
+        return connection.sql(sql)
+    except duckdb.Error as error:
+        first = str(error).splitlines()[0]
+        raise InputError("a valid query", first, cure=f"Tables: {', '.join(TABLES)}.") from None
+
+
+def create_views(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
+    """One view per table; a table without a file yet is an empty one with the right columns."""
+    for table in TABLES.values():
+        connection.execute(f'CREATE OR REPLACE VIEW "{table.name}" AS {_select(table, store)}')
+
+
+def _select(table: Table, store: Store) -> str:
+    folder = store.root / TABLES_DIR / table.name
+    if not any(folder.glob("partition=*/*.parquet")):
+        typed = ", ".join(f'NULL::{_SQL_TYPES[kind]} AS "{name}"' for name, kind in table.columns.items())
+        return f"SELECT {typed} WHERE false"
+    names = ", ".join(f'"{name}"' for name in table.columns)
+    pattern = str(folder / "partition=*" / "*.parquet").replace("'", "''")
+    return f"SELECT {names} FROM read_parquet('{pattern}', hive_partitioning = false)"

@@ -1,0 +1,66 @@
+"""Fixtures of all tests: a tiny, real Stable Diffusion pipeline and a tiny segmenter, both untrained."""
+
+import os
+
+# before anything imports huggingface_hub, which reads it once: no test may wait for a network
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+from jaxtyping import install_import_hook
+
+# the shapes that signatures name are checked by every test that calls them
+install_import_hook(["fbmem_core.similarity", "fbmem_core.neighbors"], "beartype.beartype")
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("fbmem", max_examples=15, deadline=None, derandomize=True)
+settings.load_profile("fbmem")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """Directory of a StableDiffusionPipeline with random weights: 64 px images, SD v1's seven value layers, 3 MB."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from fbmem_core.canary.export import write_checkpoint
+    from fbmem_core.canary.training import TEXT_WIDTH, new_text_encoder, new_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=2,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        norm_num_groups=4,
+        sample_size=64,
+    )
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    write_checkpoint(
+        directory, unet=unet, vae=vae.eval(), text_encoder=new_text_encoder(tokenizer).eval(), tokenizer=tokenizer
+    )
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_segmenter(tmp_path_factory):
+    """ONNX file of a segmenter with random weights, steep enough to see both foreground and background."""
+    from fbmem_core.canary.export import write_segmenter
+    from fbmem_core.canary.training import Segmenter
+
+    torch.manual_seed(0)
+    segmenter = Segmenter(widths=(8, 8, 8)).eval().requires_grad_(False)
+    segmenter.head.weight.mul_(40)
+    path = tmp_path_factory.mktemp("models") / "segmenter.onnx"
+    write_segmenter(segmenter, path)
+    return path

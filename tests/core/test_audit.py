@@ -1,0 +1,194 @@
+"""Audit files: what is accepted, and one-line errors that name file, key and cure."""
+
+import pytest
+import yaml
+
+from fbmem_core.audit import Audit, dump_audit, load_audit
+from fbmem_core.errors import InputError
+
+MINIMAL = {"name": "mine", "checkpoint": "model", "prompts": "prompts.csv", "references": "references"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "references").mkdir()
+    (tmp_path / "prompts.csv").write_text("prompt\na cat\n")
+    (tmp_path / "truth.csv").write_text("prompt_id,kind,label,reference_ids\n")
+    (tmp_path / "segmenter.onnx").write_bytes(b"")
+    return tmp_path
+
+
+def write(folder, changes=None, **more):
+    data = {**MINIMAL, **(changes or {}), **more}
+    path = folder / "audit.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in data.items() if value != "absent"}))
+    return path
+
+
+def error_of(path):
+    with pytest.raises(InputError) as caught:
+        load_audit(path)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert str(path) in text
+    return text
+
+
+def test_a_minimal_audit_has_the_values_of_the_paper(folder):
+    audit = load_audit(write(folder))
+    assert audit.model_dump(mode="json") == {
+        "name": "mine",
+        "checkpoint": str(folder / "model"),
+        "revision": None,
+        "prompts": str(folder / "prompts.csv"),
+        "references": str(folder / "references"),
+        "truth": None,
+        "samples_per_prompt": 5,
+        "samples_by_kind": {},
+        "allow_pickle": False,
+        "sampling": {
+            "steps": 50,
+            "guidance_scale": 7.5,
+            "seed": 0,
+            "height": 512,
+            "width": 512,
+            "dtype": "float32",
+            "device": "auto",
+            "batch_size": 8,
+        },
+        "segmentation": {"model": "birefnet-general"},
+        "similarity": {
+            "size": 512,
+            "region": ["masked"],
+            "rule": ["paper"],
+            "tau": 0.8,
+            "beta": 0.03,
+            "top_k": 5,
+        },
+    }
+
+
+def test_paths_are_relative_to_the_file_and_not_to_the_working_directory(folder, monkeypatch):
+    below = folder / "below"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    path = write(folder, truth="truth.csv", segmentation={"model": "./segmenter.onnx"})
+    audit = load_audit(path)
+    assert audit.truth == folder / "truth.csv"
+    assert audit.segmentation.model == str(folder / "segmenter.onnx")
+
+
+def test_absolute_paths_stay(folder):
+    audit = load_audit(write(folder, prompts=str(folder / "prompts.csv"), checkpoint=str(folder / "model")))
+    assert (audit.prompts, audit.checkpoint) == (folder / "prompts.csv", str(folder / "model"))
+
+
+def test_a_hub_id_is_left_for_the_hub(folder):
+    audit = load_audit(write(folder, checkpoint="runwayml/stable-diffusion-v1-5", revision="main"))
+    assert (audit.checkpoint, audit.revision) == ("runwayml/stable-diffusion-v1-5", "main")
+
+
+def test_a_directory_that_looks_like_a_hub_id_is_a_directory(folder):
+    (folder / "models" / "mine").mkdir(parents=True)
+    assert load_audit(write(folder, checkpoint="models/mine")).checkpoint == str(folder / "models" / "mine")
+
+
+def test_an_empty_section_has_its_defaults(folder):
+    audit = load_audit(write(folder, sampling=None, similarity=None, truth=None))
+    assert (audit.sampling.steps, audit.similarity.size, audit.truth) == (50, 512, None)
+
+
+def test_one_region_or_rule_needs_no_list(folder):
+    audit = load_audit(write(folder, similarity={"region": "composite", "rule": "release"}))
+    assert (audit.similarity.region, audit.similarity.rule) == (["composite"], ["release"])
+
+
+def test_each_prompt_has_consecutive_seeds_as_many_as_its_kind_asks_for(folder):
+    audit = load_audit(write(folder, samples_per_prompt=2, samples_by_kind={"VM": 4}, sampling={"seed": 10}))
+    assert (audit.seeds("VM"), audit.seeds("TM"), audit.seeds(None)) == (range(10, 14), range(10, 12), range(10, 12))
+
+
+def test_a_dumped_audit_is_read_back_the_same(folder):
+    audit = load_audit(write(folder, similarity={"size": 176}, samples_by_kind={"VM": 4}))
+    assert Audit.model_validate_json(dump_audit(audit)) == audit
+
+
+def test_an_audit_cannot_be_changed(folder):
+    with pytest.raises(ValueError, match="frozen"):
+        load_audit(write(folder)).name = "other"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragments"),
+    [
+        ({1: "one"}, ["Expected 1 Keys to be strings", "Change `1`."]),
+        ({"promts": "x"}, ["only known keys (allow_pickle, checkpoint,", "but got `promts`", "Remove or rename it."]),
+        (
+            {"sampling": {"step": 3}},
+            ["only known keys (batch_size, device,", "but got `sampling.step`", "Remove or rename it."],
+        ),
+        ({"name": "absent"}, ["the key `name`", "Add `name:`."]),
+        ({"checkpoint": "absent"}, ["the key `checkpoint`", "Add `checkpoint:`."]),
+        ({"prompts": None}, ["the key `prompts`", "Add `prompts:`."]),
+        ({"name": "Mine!"}, ["Expected name", "but got `Mine!`", "Change `name`."]),
+        ({"samples_per_prompt": 0}, ["Expected samples_per_prompt to be greater than or equal to 1", "but got `0`"]),
+        ({"samples_by_kind": {"VM": 0}}, ["Expected samples_by_kind.VM to be greater", "Change `samples_by_kind.VM`."]),
+        ({"sampling": {"steps": "many"}}, ["Expected sampling.steps to be a valid integer", "but got `many`"]),
+        ({"sampling": {"height": 500}}, ["Expected sampling.height to be a multiple of 8", "but got `500`"]),
+        ({"sampling": {"dtype": "int8"}}, ["Expected sampling.dtype to be 'float32'", "Change `sampling.dtype`."]),
+        ({"sampling": {"device": "gpu"}}, ["Expected sampling.device", "but got `gpu`"]),
+        ({"sampling": 5}, ["Expected sampling to be a valid dictionary", "but got `5`", "Change `sampling`."]),
+        ({"sampling": {"guidance_scale": float("nan")}}, ["Expected sampling.guidance_scale", "but got `nan`"]),
+        ({"similarity": {"size": 160}}, ["Expected similarity.size to be greater than or equal to 161", "`160`"]),
+        ({"similarity": {"tau": 1.5}}, ["Expected similarity.tau to be less than or equal to 1", "`1.5`"]),
+        ({"similarity": {"beta": 0.5}}, ["Expected similarity.beta to be less than 0.5", "`0.5`"]),
+        ({"similarity": {"region": "mask"}}, ["Expected similarity.region.0 to be 'masked' or 'composite'", "`mask`"]),
+        ({"similarity": {"rule": []}}, ["Expected similarity.rule", "at least 1 item", "Change `similarity.rule`."]),
+        ({"prompts": "no.csv"}, ["Expected prompts to be an existing path", "`no.csv`", "Mend `prompts`: paths are"]),
+        ({"references": "no"}, ["Expected references to be an existing path", "`no`", "Mend `references`"]),
+        ({"truth": "no.csv"}, ["Expected truth to be an existing path", "`no.csv`", "Mend `truth`"]),
+        (
+            {"checkpoint": "./nowhere"},
+            ["Expected checkpoint to be a diffusers directory", "`./nowhere`", "Mend `checkpoint`", "owner/name"],
+        ),
+        ({"checkpoint": "nowhere"}, ["Expected checkpoint to be a diffusers directory", "`nowhere`"]),
+        ({"checkpoint": "prompts.csv"}, ["Expected checkpoint to be a diffusers directory", "`prompts.csv`"]),
+        (
+            {"segmentation": {"model": "no.onnx"}},
+            ["Expected segmentation.model to be an ONNX file", "`no.onnx`", "Mend `segmentation.model`"],
+        ),
+    ],
+    ids=str,
+)
+def test_an_unusable_audit_is_one_line_that_names_file_key_and_cure(folder, changes, fragments):
+    text = error_of(write(folder, changes))
+    for fragment in fragments:
+        assert fragment in text
+
+
+@pytest.mark.parametrize(
+    ("content", "fragments"),
+    [
+        (b"name: [1, 2", ["text that is no YAML", "Mend it."]),
+        (b"name: a\n\tprompts: b\n", ["text that is no YAML", "Mend it."]),
+        (b"name: \xff\xfe", ["text that is no YAML", "Mend it."]),
+        (b"!!python/object:os.system {}", ["text that is no YAML", "Mend it."]),
+        (b"- name\n- prompts\n", ["a YAML mapping, but got list", "Write keys such as `name:`."]),
+        (b"just text", ["a YAML mapping, but got str", "Write keys such as `name:`."]),
+        (b"", ["a YAML mapping, but got NoneType", "Write keys such as `name:`."]),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_one_line_that_names_file_and_cure(tmp_path, content, fragments):
+    path = tmp_path / "audit.yaml"
+    path.write_bytes(content)
+    text = error_of(path)
+    for fragment in fragments:
+        assert fragment in text
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "."])
+def test_a_missing_audit_file_is_named_with_the_cure(tmp_path, name):
+    text = error_of(tmp_path / name)
+    assert "Expected an audit file, but got no such file" in text
+    assert text.endswith("Give the path of a YAML audit file.")

@@ -1,0 +1,179 @@
+"""Checkpoints: what their fingerprint covers, and what is missing said by name."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+from fbmem_core.diffusion.checkpoint import choose_device, find_checkpoint, load_pipeline, pipeline_files
+from fbmem_core.errors import InputError, WeightsNotFoundError
+
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def copy(tiny_checkpoint, tmp_path):
+    return shutil.copytree(tiny_checkpoint, tmp_path / "model")
+
+
+def change_last_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_checkpoint_is_found_with_its_architecture(tiny_checkpoint):
+    checkpoint = find_checkpoint(str(tiny_checkpoint))
+    assert checkpoint.directory == tiny_checkpoint
+    assert checkpoint.architecture == "StableDiffusionPipeline"
+    assert len(checkpoint.fingerprint) == 64
+    assert set(checkpoint.fingerprint) <= set("0123456789abcdef")
+
+
+def test_the_files_that_count_are_the_index_the_configs_and_the_weights(tiny_checkpoint):
+    files = {path.as_posix() for path in pipeline_files(tiny_checkpoint)}
+    assert {
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "unet/config.json",
+        UNET_WEIGHTS,
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "tokenizer/tokenizer_config.json",
+    } <= files
+    assert {name.split("/")[0] for name in files} == {
+        "model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae",
+    }  # fmt: skip
+
+
+def test_the_fingerprint_is_that_of_the_content_wherever_and_whenever_it_lies(tiny_checkpoint, copy):
+    before = find_checkpoint(str(tiny_checkpoint)).fingerprint
+    for path in copy.rglob("*"):
+        os.utime(path, (1, 1))
+    (copy / "README.md").write_text("about")
+    (copy / "unet" / "README.md").write_text("about")
+    (copy / "safety_checker").mkdir()
+    (copy / "safety_checker" / "model.safetensors").write_bytes(b"unused")
+    assert find_checkpoint(str(copy)).fingerprint == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        UNET_WEIGHTS,
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer_config.json",
+    ],
+)
+def test_one_byte_of_weights_or_config_changes_the_fingerprint(copy, name):
+    before = find_checkpoint(str(copy)).fingerprint
+    change_last_byte(copy / name)
+    assert find_checkpoint(str(copy)).fingerprint != before
+
+
+def test_files_that_change_places_change_the_fingerprint(copy):
+    before = find_checkpoint(str(copy)).fingerprint
+    one, other = (copy / name / "config.json" for name in ("unet", "vae"))
+    held = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(held)
+    assert find_checkpoint(str(copy)).fingerprint != before
+
+
+@pytest.mark.parametrize("name", ["scheduler", "text_encoder", "tokenizer", "unet", "vae"])
+def test_a_missing_component_is_named(copy, name):
+    shutil.rmtree(copy / name)
+    with pytest.raises(InputError, match=rf"^Expected the component `{name}`, but got no such folder in .*Copy the check"):
+        find_checkpoint(str(copy))
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "unet", "vae"])
+def test_missing_weights_are_named(copy, name):
+    for path in (copy / name).glob("*.safetensors"):
+        path.unlink()
+    message = rf"weights of `{name}` \(\*\.safetensors\), but got none in .*/{name}\. Copy the checkpoint"
+    with pytest.raises(InputError, match=message):
+        find_checkpoint(str(copy))
+
+
+def test_a_missing_config_is_named(copy):
+    (copy / "unet" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"a config of `unet`, but got none in .*/unet\."):
+        find_checkpoint(str(copy))
+
+
+def test_a_directory_that_is_no_pipeline_says_what_is_missing(copy):
+    (copy / "model_index.json").unlink()
+    with pytest.raises(InputError, match=r"with model_index\.json, but got none in .*model\. Point `checkpoint` at"):
+        find_checkpoint(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"model_index\.json to be JSON, but got .*\. Save it anew"),
+        ("{}", r"a pipeline's components, but got none in .*model_index\.json\. Save the pipeline"),
+        ("[]", r"a pipeline's components, but got none in .*model_index\.json\. Save the pipeline"),
+        ('{"unet": ["diffusers", "UNet2DConditionModel"]}', r"a pipeline's components, but got none"),
+    ],
+)
+def test_a_broken_index_is_one_line_with_the_cure(copy, content, message):
+    (copy / "model_index.json").write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        find_checkpoint(str(copy))
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_weights_are_refused_unless_they_are_trusted(copy):
+    weights = copy / UNET_WEIGHTS
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(InputError, match=r"safetensors weights of `unet`, but got `diffusion_.*\.bin` .*allow_pickle"):
+        find_checkpoint(str(copy))
+    trusted = find_checkpoint(str(copy), allow_pickle=True)
+    change_last_byte(weights.with_suffix(".bin"))
+    assert find_checkpoint(str(copy), allow_pickle=True).fingerprint != trusted.fingerprint
+
+
+def test_pickles_beside_safetensors_do_not_count(copy):
+    before = find_checkpoint(str(copy)).fingerprint
+    (copy / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
+    assert find_checkpoint(str(copy)).fingerprint == before
+
+
+@pytest.mark.parametrize("source", ["nobody/has-such-a-model", "no id at all", "../nowhere"])
+def test_a_checkpoint_that_cannot_be_had_says_where_it_was_looked_for(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsNotFoundError, match=r"^Expected the checkpoint `.*hub cache.*local directory") as caught:
+        find_checkpoint(source)
+    assert source in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loaded_pipeline_is_quiet_whole_and_of_the_asked_dtype(tiny_checkpoint, capfd):
+    pipeline = load_pipeline(find_checkpoint(str(tiny_checkpoint)), dtype="float32", device="cpu")
+    assert type(pipeline).__name__ == "StableDiffusionPipeline"
+    assert pipeline.safety_checker is None
+    assert {part.dtype for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {torch.float32}
+    assert pipeline.device == torch.device("cpu")
+    layers = [name for name, _ in pipeline.unet.named_modules() if name.endswith("attn2.to_v") and "up" not in name]
+    assert len(layers) == 7
+    assert capfd.readouterr().out == ""
+
+
+def test_a_named_device_stays_and_auto_is_one_that_exists():
+    assert choose_device("cuda:3") == "cuda:3"
+    assert torch.zeros(1, device=choose_device("auto")).item() == 0
+
+
+def test_the_index_itself_belongs_to_the_fingerprint(copy):
+    before = find_checkpoint(str(copy)).fingerprint
+    index = json.loads((copy / "model_index.json").read_text())
+    index["requires_safety_checker"] = True
+    (copy / "model_index.json").write_text(json.dumps(index, indent=2))
+    assert find_checkpoint(str(copy)).fingerprint != before

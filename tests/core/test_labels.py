@@ -1,0 +1,161 @@
+"""Labels: every branch of a pair, and what a generation makes of its pairs."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fbmem_core.labels import SEVERITY, GenerationLabel, PairSimilarity, label_generation, label_pair, matches
+
+VALUES = st.sampled_from([0.0, 0.5, 0.7999, 0.8, 0.9, 1.0])
+FRACTIONS = st.sampled_from([0.0, 0.03, 0.031, 0.5, 0.969, 0.97, 1.0])
+PAIRS = st.lists(st.tuples(VALUES, VALUES, VALUES), min_size=1, max_size=5).map(
+    lambda rows: [PairSimilarity(f"r{number}", *row) for number, row in enumerate(rows)]
+)
+
+
+@pytest.mark.parametrize("rule", ["paper", "release"])
+@pytest.mark.parametrize(
+    ("foreground", "background", "fraction", "expected"),
+    [
+        (0.8, 0.8, 0.5, "VM"),
+        (0.8, 0.79, 0.5, "FM"),
+        (0.79, 0.8, 0.5, "BM"),
+        (0.79, 0.79, 0.5, "NM"),
+        # no foreground: the background alone is compared
+        (1.0, 1.0, 0.03, "BM"),
+        (1.0, 0.79, 0.03, "NM"),
+        (1.0, 1.0, 0.0, "BM"),
+        (1.0, 1.0, 0.0301, "VM"),
+        # no background: the foreground alone is compared
+        (1.0, 1.0, 0.97, "FM"),
+        (0.79, 1.0, 0.97, "NM"),
+        (1.0, 1.0, 1.0, "FM"),
+        (1.0, 1.0, 0.9699, "VM"),
+        # undecided or undefined regions are no match
+        (None, 0.8, 0.5, "BM"),
+        (0.8, None, 0.5, "FM"),
+        (None, None, 0.5, "NM"),
+        (math.nan, 0.8, 0.5, "BM"),
+        (0.8, math.nan, 0.5, "FM"),
+        # an undecided matte decides nothing
+        (1.0, 1.0, None, None),
+        (None, None, None, None),
+    ],
+)
+def test_regions_decide_the_label_of_a_pair_whose_whole_images_differ(
+    foreground, background, fraction, expected, rule
+):
+    assert label_pair(0.79, foreground, background, foreground_fraction=fraction, rule=rule) == expected
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0, None])
+def test_by_the_paper_equal_whole_images_are_verbatim_whatever_the_regions_say(fraction):
+    assert label_pair(0.8, 0.0, 0.0, foreground_fraction=fraction, rule="paper") == "VM"
+    assert label_pair(0.8, None, None, foreground_fraction=fraction, rule="paper") == "VM"
+
+
+def test_the_released_rule_never_looks_at_the_whole_image():
+    assert label_pair(1.0, 0.0, 0.0, foreground_fraction=0.5, rule="release") == "NM"
+    assert label_pair(1.0, None, None, foreground_fraction=None, rule="release") is None
+
+
+def test_both_thresholds_can_be_moved():
+    assert label_pair(0.6, 0.0, 0.0, foreground_fraction=0.5, tau=0.6) == "VM"
+    assert label_pair(0.0, 0.6, 0.6, foreground_fraction=0.5, tau=0.6) == "VM"
+    assert label_pair(0.0, 0.9, 0.9, foreground_fraction=0.2, beta=0.2) == "BM"
+    assert label_pair(0.0, 0.9, 0.9, foreground_fraction=0.8, beta=0.2) == "FM"
+
+
+def test_foreground_and_background_may_come_from_different_references():
+    pairs = [
+        PairSimilarity("castle", 0.31, 0.92, 0.20),
+        PairSimilarity("beach", 0.45, 0.10, 0.95),
+        PairSimilarity("other", 0.50, 0.30, 0.30),
+    ]
+    assert label_generation(pairs, foreground_fraction=0.4) == GenerationLabel(
+        label="FM",
+        full=0.50,
+        foreground=0.92,
+        background=0.95,
+        full_reference_id="other",
+        foreground_reference_id="castle",
+        background_reference_id="beach",
+    )
+
+
+def test_by_the_release_only_the_reference_of_the_highest_average_counts():
+    pairs = [PairSimilarity("castle", 0.99, 0.92, 0.10), PairSimilarity("beach", 0.45, 0.70, 0.75)]
+    assert label_generation(pairs, foreground_fraction=0.4, rule="release") == GenerationLabel(
+        "NM", 0.45, 0.70, 0.75, "beach", "beach", "beach"
+    )
+
+
+def test_by_the_release_a_pair_without_an_average_never_counts():
+    pairs = [PairSimilarity("castle", 0.99, None, 0.99), PairSimilarity("beach", 0.45, 0.1, 0.2)]
+    assert label_generation(pairs, foreground_fraction=0.4, rule="release").full_reference_id == "beach"
+    nobody = label_generation(pairs[:1], foreground_fraction=0.4, rule="release")
+    assert nobody == GenerationLabel("NM", None, None, None, None, None, None)
+
+
+@pytest.mark.parametrize("rule", ["paper", "release"])
+def test_of_equally_similar_references_the_first_by_id_is_named(rule):
+    pairs = [PairSimilarity(name, 0.9, 0.9, 0.9) for name in ("c", "a", "b")]
+    label = label_generation(pairs, foreground_fraction=0.4, rule=rule)
+    assert {label.full_reference_id, label.foreground_reference_id, label.background_reference_id} == {"a"}
+
+
+def test_an_undecided_matte_leaves_the_label_open_unless_the_whole_image_decides():
+    different = PairSimilarity("a", 0.4, None, None)
+    same = PairSimilarity("b", 0.85, None, None)
+    assert label_generation([different], foreground_fraction=None).label is None
+    assert label_generation([different, same], foreground_fraction=None) == GenerationLabel(
+        "VM", 0.85, None, None, "b", None, None
+    )
+    assert label_generation([different, same], foreground_fraction=None, rule="release").label is None
+
+
+def test_an_undecided_reference_takes_no_other_reference_with_it():
+    pairs = [PairSimilarity("undecided", 0.4, None, None), PairSimilarity("copied", 0.5, 0.9, 0.1)]
+    label = label_generation(pairs, foreground_fraction=0.4)
+    assert (label.label, label.foreground_reference_id) == ("FM", "copied")
+
+
+def test_without_any_pair_nothing_is_memorized_and_an_undecided_matte_stays_undecided():
+    nothing = (None,) * 6
+    assert label_generation([], foreground_fraction=0.4) == GenerationLabel("NM", *nothing)
+    assert label_generation([], foreground_fraction=None) == GenerationLabel(None, *nothing)
+
+
+@given(PAIRS, FRACTIONS)
+def test_by_the_paper_a_generation_has_the_label_of_its_most_severe_pair(pairs, fraction):
+    labels = [label_pair(p.full, p.foreground, p.background, foreground_fraction=fraction) for p in pairs]
+    assert SEVERITY[label_generation(pairs, foreground_fraction=fraction).label] == max(SEVERITY[x] for x in labels)
+
+
+@given(PAIRS, FRACTIONS, st.sampled_from(["paper", "release"]), st.randoms(use_true_random=False))
+def test_the_order_of_the_pairs_does_not_matter(pairs, fraction, rule, random):
+    shuffled = random.sample(pairs, len(pairs))
+    expected = label_generation(pairs, foreground_fraction=fraction, rule=rule)
+    assert label_generation(shuffled, foreground_fraction=fraction, rule=rule) == expected
+
+
+@given(PAIRS, FRACTIONS)
+def test_one_more_reference_never_makes_a_label_less_severe(pairs, fraction):
+    fewer = label_generation(pairs[1:], foreground_fraction=fraction).label
+    assert SEVERITY[label_generation(pairs, foreground_fraction=fraction).label] >= SEVERITY[fewer]
+
+
+def test_severity_ranks_foregrounds_over_backgrounds():
+    assert SEVERITY == {"VM": 2.0, "FM": 1.5, "BM": 0.5, "NM": 0.0}
+
+
+def test_only_copied_regions_are_matches():
+    assert [label for label in ("VM", "FM", "BM", "NM", None) if matches(label)] == ["VM", "FM", "BM"]
+
+
+def test_the_average_needs_both_regions():
+    assert PairSimilarity("a", 0.1, 0.4, 0.8).average == pytest.approx(0.6)
+    assert PairSimilarity("a", 0.1, None, 0.8).average is None
+    assert PairSimilarity("a", 0.1, 0.4, None).average is None

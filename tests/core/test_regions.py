@@ -1,0 +1,144 @@
+"""Region similarity: what of two pictures is compared, by both definitions."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fbmem_core.similarity.ms_ssim import ms_ssim
+from fbmem_core.similarity.regions import CRITERIA, region_similarity
+from tests.core.test_ms_ssim import SIDE, images, patch
+
+REGIONS = ["masked", "composite"]
+BLOB = patch(50, 60, 70, 60)
+
+
+def compose(foreground, background, alpha):
+    return foreground * alpha + background * (1 - alpha)
+
+
+def values(similarity):
+    return {criterion: getattr(similarity, criterion).tolist() for criterion in CRITERIA}
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_equal_pictures_with_equal_mattes_are_similar_by_every_criterion(region):
+    x = images(1, 2)
+    alpha = BLOB.expand(2, -1, -1, -1)
+    for criterion, similar in values(region_similarity(x, x, alpha, alpha, region=region)).items():
+        assert similar == pytest.approx([1, 1], abs=1e-5), criterion
+
+
+@given(st.integers(0, 2**31 - 1), st.sampled_from(REGIONS))
+def test_it_is_symmetric(seed, region):
+    x, y = images(seed), images(seed + 1)
+    alpha_x, alpha_y = images(seed + 2)[:, :1], patch(30, 40, 80, 90)
+    there = region_similarity(x, y, alpha_x, alpha_y, region=region)
+    back = region_similarity(y, x, alpha_y, alpha_x, region=region)
+    for criterion in CRITERIA:
+        torch.testing.assert_close(getattr(there, criterion), getattr(back, criterion), atol=1e-6, rtol=0)
+
+
+def test_masked_sees_a_copied_foreground_before_another_background():
+    x = compose(images(1), images(2), BLOB)
+    y = compose(images(1), images(3), BLOB)
+    similarity = region_similarity(x, y, BLOB, BLOB)
+    assert similarity.foreground.item() == pytest.approx(1, abs=1e-5)
+    assert similarity.background.item() < 0.5
+    assert similarity.average.item() == pytest.approx((1 + similarity.background.item()) / 2, abs=1e-5)
+
+
+def test_masked_sees_a_copied_background_under_an_object_elsewhere():
+    elsewhere = patch(20, 20, 60, 60)
+    x = compose(images(1), images(2), BLOB)
+    y = compose(images(3), images(2), elsewhere)
+    masked = region_similarity(x, y, BLOB, elsewhere)
+    composite = region_similarity(x, y, BLOB, elsewhere, region="composite")
+    assert masked.background.item() == pytest.approx(1, abs=1e-5)
+    assert composite.background.item() < 0.9
+    assert masked.foreground.item() < 0.5
+
+
+def test_composites_of_unrelated_foregrounds_agree_where_both_are_black():
+    small = patch(70, 70, 30, 30)
+    x, y = compose(images(1), images(2), small), compose(images(3), images(4), small)
+    assert region_similarity(x, y, small, small, region="composite").foreground.item() > 0.75
+    assert region_similarity(x, y, small, small, region="masked").foreground.item() < 0.5
+
+
+def test_composite_lays_foregrounds_on_black_and_backgrounds_on_white():
+    x, y = images(1), images(2)
+    alpha_x, alpha_y = images(3)[:, :1], BLOB
+    similarity = region_similarity(x, y, alpha_x, alpha_y, region="composite")
+    white = torch.ones_like(x)
+    expected = {
+        "full": ms_ssim(x, y),
+        "foreground": ms_ssim(compose(x, 0 * white, alpha_x), compose(y, 0 * white, alpha_y)),
+        "background": ms_ssim(compose(white, x, alpha_x), compose(white, y, alpha_y)),
+    }
+    for criterion, value in expected.items():
+        torch.testing.assert_close(getattr(similarity, criterion), value, atol=1e-5, rtol=0)
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_masked_foregrounds_ignore_everything_outside_both_foregrounds(seed):
+    other = patch(40, 30, 50, 60)
+    union = torch.maximum(BLOB, other)
+    x, y = images(seed), images(seed + 1)
+    changed = compose(x, images(seed + 2, grain=4), union), compose(y, images(seed + 3, grain=4), union)
+    before = region_similarity(x, y, BLOB, other).foreground
+    after = region_similarity(*changed, BLOB, other).foreground
+    torch.testing.assert_close(after, before, atol=1e-6, rtol=0)
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_masked_backgrounds_ignore_everything_inside_either_foreground(seed):
+    other = patch(40, 30, 50, 60)
+    union = torch.maximum(BLOB, other)
+    x, y = images(seed), images(seed + 1)
+    changed = compose(images(seed + 2, grain=4), x, union), compose(images(seed + 3, grain=4), y, union)
+    before = region_similarity(x, y, BLOB, other).background
+    after = region_similarity(*changed, BLOB, other).background
+    torch.testing.assert_close(after, before, atol=1e-6, rtol=0)
+
+
+def test_half_covered_pixels_belong_to_neither_region():
+    x, y = images(1), images(2)
+    half = 0.5 * patch(50, 60, 80, 70)
+    alpha = torch.maximum(half, patch(55, 65, 70, 60))
+    border = (alpha == 0.5).expand_as(x)
+    changed = torch.where(border, images(3), x)
+    before, after = region_similarity(x, y, alpha, alpha), region_similarity(changed, y, alpha, alpha)
+    assert (after.foreground.item(), after.background.item()) == pytest.approx(
+        (before.foreground.item(), before.background.item()), abs=1e-6
+    )
+    assert abs(after.full.item() - before.full.item()) > 1e-4
+
+
+def test_masked_similarity_is_undefined_for_an_absent_region_alone():
+    x, y = images(1), images(2)
+    none, all_of_it = torch.zeros(1, 1, SIDE, SIDE), torch.ones(1, 1, SIDE, SIDE)
+    empty = region_similarity(x, y, none, none)
+    assert empty.foreground.isnan().all()
+    assert not empty.background.isnan().any()
+    full = region_similarity(x, y, all_of_it, none)
+    assert full.background.isnan().all()
+    assert not full.foreground.isnan().any()
+    assert empty.average.isnan().all()
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("side", ["x", "y"])
+def test_an_undecided_matte_leaves_only_the_whole_image_and_the_other_pairs(region, side):
+    x, y = images(1, 2), images(2, 2)
+    decided = BLOB.expand(2, -1, -1, -1)
+    undecided = decided.clone()
+    undecided[0] = torch.nan
+    mattes = (undecided, decided) if side == "x" else (decided, undecided)
+    similarity = region_similarity(x, y, *mattes, region=region)
+    expected = region_similarity(x, y, decided, decided, region=region)
+    torch.testing.assert_close(similarity.full, expected.full)
+    for criterion in ("foreground", "background", "average"):
+        found = getattr(similarity, criterion)
+        assert found[0].isnan()
+        torch.testing.assert_close(found[1], getattr(expected, criterion)[1])
