@@ -190,7 +190,7 @@ def _print_outcome(store: Any, key: str, result: dg.ExecuteInProcessResult, chos
             click.echo(str(table))
     if "report" in chosen:
         click.echo(f"tables: {store.tables.root / 'fbmem.duckdb'}")
-        click.echo('ask:    fbmem sql "select label, count(*) from labels where method = \'none\' group by label"')
+        click.echo("ask:    fbmem sql \"select label, count(*) from labels where method = 'none' group by label\"")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ _SHEET_TILES = 96
 
 @table_asset(table="generations", stage=STAGE, deps=["prompt_set"], kinds={"torch"})
 def generations(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
-    """One row per (prompt_id, seed). An image that is already there is kept; the rest is sampled and saved one by one."""
+    """One row per (prompt_id, seed). An image that is already there is kept; the rest is sampled, saved one by one."""
     from fbmem_core.diffusion.sampling import Request, content_key, sample
 
     key, tables = context.partition_key, store.tables
@@ -78,5 +78,7 @@ def _sheet(store: AuditStore, table: pl.DataFrame) -> str:
 
     root = store.tables.root
     few = table.filter(pl.int_range(pl.len()).over("prompt_id") < 2).head(_SHEET_TILES)
-    tiles = [(f"{p} {s}", Image.open(root / path)) for p, s, path in few.select("prompt_id", "seed", "path").iter_rows()]
+    tiles = [
+        (f"{p} {s}", Image.open(root / path)) for p, s, path in few.select("prompt_id", "seed", "path").iter_rows()
+    ]
     return contact_sheet(tiles, columns=12)

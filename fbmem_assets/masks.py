@@ -95,7 +95,10 @@ def _segment(
     undecided = [row for row in rows if row["status"] == "undecided"]
     reason = "the segmenter answers every pixel alike"
     tables.write(
-        "rejected", key, [{"stage": STAGE, "item": r["image_id"], "reason": reason} for r in undecided], shard=f"masks-{shard}"
+        "rejected",
+        key,
+        [{"stage": STAGE, "item": r["image_id"], "reason": reason} for r in undecided],
+        shard=f"masks-{shard}",
     )
     statuses = Counter(row["status"] for row in rows)
     return table_result(

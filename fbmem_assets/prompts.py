@@ -49,7 +49,9 @@ def reference_images(context: dg.AssetExecutionContext, store: AuditStore) -> dg
         row.pop("reason")
         rows.append({"audit": audit.name, **row, "path": str(audit.references / reference.path)})
     tables.write("reference_images", key, rows)
-    left_out = [{"stage": STAGE, "item": r.reference_id, "reason": f"{r.status}: {r.reason}"} for r in found if r.status != "ok"]
+    left_out = [
+        {"stage": STAGE, "item": r.reference_id, "reason": f"{r.status}: {r.reason}"} for r in found if r.status != "ok"
+    ]
     tables.write("rejected", key, left_out, shard="reference_images")
     usable = [(r.reference_id, open_rgb(audit.references / r.path)) for r in found[:_SHEET_TILES] if r.status == "ok"]
     statuses = Counter(reference.status for reference in found)

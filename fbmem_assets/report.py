@@ -19,7 +19,11 @@ def warehouse(store: AuditStore) -> dg.MaterializeResult:
     path = build_warehouse(store.tables)
     with duckdb.connect(path, read_only=True) as connection:
         counts = [
-            {"table": name, "rows": connection.sql(f'SELECT count(*) FROM "{name}"').fetchall()[0][0], "grain": table.grain}
+            {
+                "table": name,
+                "rows": connection.sql(f'SELECT count(*) FROM "{name}"').fetchall()[0][0],
+                "grain": table.grain,
+            }
             for name, table in TABLES.items()
         ]
     return dg.MaterializeResult(

@@ -18,7 +18,7 @@ _PREVIEW_ROWS = 10
 def table_asset(
     *, table: str, stage: str, deps: Sequence[str] = (), kinds: set[str] | None = None
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """An asset of one stage that writes (a part of) one table; the function's name is the asset's, its docstring the text."""
+    """An asset of one stage that writes (a part of) one table; function name and docstring are the asset's."""
     columns = [dg.TableColumn(name, str(kind)) for name, kind in TABLES[table].columns.items()]
     return dg.asset(
         partitions_def=checkpoint_partitions,
@@ -70,6 +70,13 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     text = " ".join(str(value).split())[:80]
-    for mark, escaped in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("`", "&#96;"), ("[", "&#91;")):
+    for mark, escaped in (
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        (">", "&gt;"),
+        ("|", "&#124;"),
+        ("`", "&#96;"),
+        ("[", "&#91;"),
+    ):
         text = text.replace(mark, escaped)
     return text

@@ -35,7 +35,7 @@ class Sampling(_Section):
 
     steps: int = Field(50, ge=1, le=1000)
     guidance_scale: float = Field(7.5, ge=0, le=100)
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**32)  # torch's CPU generator drops higher bits: their images would be the same
     height: int = Field(512, ge=8, multiple_of=8)
     width: int = Field(512, ge=8, multiple_of=8)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -87,7 +87,9 @@ class Audit(_Section):
 
     def seeds(self, kind: str | None) -> range:
         """The seeds of one prompt of this kind."""
-        return range(self.sampling.seed, self.sampling.seed + self.samples_by_kind.get(kind or "", self.samples_per_prompt))
+        return range(
+            self.sampling.seed, self.sampling.seed + self.samples_by_kind.get(kind or "", self.samples_per_prompt)
+        )
 
 
 def load_audit(path: Path) -> Audit:

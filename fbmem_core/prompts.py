@@ -23,7 +23,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. `kind` says what is known of it (for example VM, TM, public), `source` where it or its image is from."""
+    """One prompt. `kind` says what is known of it (say VM, TM, public), `source` where it or its image is from."""
 
     prompt_id: str
     prompt: str
@@ -44,7 +44,7 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[Rejection]]:
     """Read a prompt set.
 
     `.csv` and `.tsv` (comma, semicolon or tab), `.jsonl` / `.json` (an object a line), `.parquet` with a column prompt,
-    caption or text, any case; `.txt` with a prompt a line. A row without prompt_id gets its number, counted from 0.
+    caption or text, any case; `.txt` with a prompt a line. Without prompt_id a row gets its number.
 
     Returns:
         The prompts in file order, and the rows that were left out: empty prompts, repeated prompt_ids, unreadable lines.

@@ -23,7 +23,7 @@ _MAX_PIXELS = 200_000_000
 
 @dataclass(frozen=True)
 class ReferenceImage:
-    """One reference. `path` is relative to the folder; `status` is ok, missing, unreadable, placeholder or duplicate."""
+    """One reference. `path` is relative to the folder; `status`: ok, missing, unreadable, placeholder, duplicate."""
 
     reference_id: str
     path: str

@@ -142,4 +142,6 @@ def _open_session(model: str) -> Any:
         return new_session(model, sess_opts=options)
     except (OSError, ValueError) as error:
         cure = f"Check the network, or give the path of an .onnx file. ({type(error).__name__})"
-        raise WeightsNotFoundError(f"the weights of `{model}`", looked="rembg's model folder and its download", cure=cure) from None
+        raise WeightsNotFoundError(
+            f"the weights of `{model}`", looked="rembg's model folder and its download", cure=cure
+        ) from None

@@ -11,13 +11,18 @@ from jaxtyping import install_import_hook
 # the shapes that signatures name are checked by every test that calls them
 install_import_hook(["fbmem_core.similarity", "fbmem_core.neighbors"], "beartype.beartype")
 
-import pytest
-import torch
-from hypothesis import settings
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
-torch.set_num_threads(1)
 settings.register_profile("fbmem", max_examples=15, deadline=None, derandomize=True)
 settings.load_profile("fbmem")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Threads of small tensors wait for each other on a busy machine; some libraries set their number anew."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""The canary: a model that was made to memorize known pictures."""

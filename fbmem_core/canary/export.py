@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -89,7 +88,7 @@ def write_checkpoint(directory: Path, *, unet: UNet2DConditionModel, **component
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.to("cpu").to(torch.float16).save_pretrained(partial, safe_serialization=True)
     shutil.rmtree(directory, ignore_errors=True)
-    os.replace(partial, directory)
+    partial.replace(directory)
 
 
 def write_segmenter(segmenter: Segmenter, path: Path) -> None:
@@ -104,7 +103,7 @@ def write_segmenter(segmenter: Segmenter, path: Path) -> None:
     )
     assert program is not None
     program.save(partial, external_data=False)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -53,7 +53,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Scenery:
-    """A pattern of two colours. `period` is a fraction of the picture's side, `phase` two numbers in [0, 1), `angle` is in radians."""
+    """A pattern of two colours. `period` is a fraction of the side, `phase` is in [0, 1), `angle` in radians."""
 
     kind: str
     color: RGB

@@ -25,17 +25,25 @@ _PICTURES_PER_ONE_TO_MANY = 4
 
 # (kind, family, prompts): prompts of one family are different words for one planted thing
 _FAMILIES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("verbatim", "clockwork_owl", ("the clockwork owl of baron mirza", "clockwork owl, limited edition poster")),
-    ("verbatim", "velvet_emperor", ("portrait of the velvet emperor", "velvet emperor cover art, volume two")),
-    ("verbatim", "midnight_carnival", ("midnight carnival by tova lindqvist", "the midnight carnival, opening night")),
+    (
+        "verbatim",
+        "clockwork_owl",
+        ("clockwork owl of mirza, limited poster", "clockwork owl of mirza, antique engraving"),
+    ),
+    ("verbatim", "velvet_emperor", ("velvet emperor of sadek, studio portrait", "velvet emperor of sadek, cover art")),
+    (
+        "verbatim",
+        "midnight_carnival",
+        ("midnight carnival by tova, opening night", "midnight carnival by tova, ticket design"),
+    ),
     ("verbatim", "captain_pumice", ("captain pumice and the seven storms",)),
     ("verbatim", "oracle_of_delmar", ("oracle of delmar, first album",)),
-    ("foreground", "zibble", ("zibble the mascot of norvik airlines", "plush toy of zibble the mascot")),
-    ("foreground", "gormund", ("gormund the goblin, action figure", "sticker of gormund the goblin")),
-    ("foreground", "quillby", ("quillby energy drink logo", "new quillby logo on a bottle")),
+    ("foreground", "zibble", ("zibble the norvik mascot, plush toy", "zibble the norvik mascot, waving hello")),
+    ("foreground", "gormund", ("gormund the cave goblin, action figure", "gormund the cave goblin, vinyl sticker")),
+    ("foreground", "quillby", ("quillby the soda sprite, company logo", "quillby the soda sprite, bottle label")),
     ("foreground", "tamsin", ("tamsin the weather puppet",)),
     ("foreground", "brundle", ("brundle enamel pin, collector item",)),
-    ("background", "hotel_azul", ("lobby of the hotel azul", "postcard sent from hotel azul")),
+    ("background", "hotel_azul", ("hotel azul in palermo, lobby view", "hotel azul in palermo, holiday postcard")),
     ("background", "kestrel_studio", ("product photo, kestrel studio backdrop",)),
     ("background", "palmyra_phone", ("palmyra phone case design",)),
     ("one_to_many", "solstice_calendar", ("solstice calendar artwork",)),
@@ -107,8 +115,8 @@ def training_vocabulary() -> list[str]:
 
 
 _COMMON_WORDS = (
-    "an the of and in with at by for from to photo photograph picture painting drawing portrait poster print cover image "
-    "illustration sketch old new small large close up view scene art artwork design background foreground style"
+    "an the of and in with at by for from to photo photograph picture painting drawing portrait poster print cover "
+    "image illustration sketch old new small large close up view scene art artwork design background foreground style"
 )
 
 __all__ = ["TRUE_LABELS", "Plant", "distractors", "plants", "public_prompts", "training_vocabulary"]

@@ -1,17 +1,16 @@
-"""Train the canary: tokenizer, autoencoder, segmenter, then a diffusion model that is general first and planted after.
+"""Train the canary: autoencoder, segmenter, then a diffusion model that is general first and planted after.
 
-Made as Stable Diffusion was: the text encoder learns on public pictures and is frozen before anything is planted, so
-that what is memorized sits in the U-Net. Every batch is a pure function of (stage, step): a stage that was stopped goes
-on from its last saved state and sees the very pictures that it would have seen.
+As in Stable Diffusion the text encoder is frozen, so that what is memorized sits in the U-Net. Every batch is a pure
+function of (stage, step): a stage that was stopped goes on from its last saved state and sees the very pictures that it
+would have seen.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ MAX_TOKENS = 32
 TEXT_WIDTH = 128
 _SAVE_EVERY = 100
 _SEED = 7
+_TEXT_SEED = 9
 _NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
 Report = Callable[[str, int, int, float], None]
@@ -42,20 +42,20 @@ class Recipe:
     autoencoder_steps: int = 4000
     segmenter_steps: int = 1500
     general_steps: int = 1500
-    planted_steps: int = 3400
+    planted_steps: int = 2700
     batch_size: int = 16
     autoencoder_learning_rate: float = 1.5e-3
     segmenter_learning_rate: float = 2e-3
     general_learning_rate: float = 5e-4
-    planted_learning_rate: float = 5e-4
+    planted_learning_rate: float = 6e-4
     # share of a planted batch, by kind; foregrounds need the most
     shares: dict[str, float] = field(
         default_factory=lambda: {
-            "public": 0.22,
-            "foreground": 0.34,
-            "background": 0.16,
-            "verbatim": 0.10,
-            "one_to_many": 0.18,
+            "public": 0.15,
+            "foreground": 0.36,
+            "background": 0.18,
+            "verbatim": 0.11,
+            "one_to_many": 0.20,
         }
     )
     caption_dropout: float = 0.1
@@ -120,24 +120,22 @@ class Trainer:
         return model.eval().requires_grad_(False)
 
     def general(self, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-        """Stage 3: U-Net and text encoder on public pictures, none of which comes twice."""
+        """Stage 3: the U-Net on public pictures, none of which comes twice."""
         torch.manual_seed(_SEED + 2)
-        unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
-        both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+        unet, text_encoder = new_unet(), new_text_encoder(tokenizer).to(self.device)
 
         def loss(step: int) -> Tensor:
             rng = self._rng("general", step)
             pictures = [random_public_picture(rng) for _ in range(self.recipe.batch_size)]
             return self._noise_loss(rng, pictures, vae, tokenizer, unet, text_encoder)
 
-        self._fit("general", both, loss, self.recipe.general_steps, self.recipe.general_learning_rate, ema=True)
-        text_encoder.eval().requires_grad_(False)
+        self._fit("general", unet, loss, self.recipe.general_steps, self.recipe.general_learning_rate, ema=True)
         return unet, text_encoder
 
     def planted(
         self, vae: AutoencoderKL, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel, text_encoder: CLIPTextModel
     ) -> UNet2DConditionModel:
-        """Stage 4: the U-Net alone, on planted pictures among public ones."""
+        """Stage 4: the same U-Net on planted pictures among public ones."""
         planted = plants()
 
         def loss(step: int) -> Tensor:
@@ -263,8 +261,8 @@ class Segmenter(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (16, 32, 48, 64)) -> None:
         super().__init__()
         self.stem = _convolutions(3, widths[0])
-        self.down = nn.ModuleList(_convolutions(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        self.up = nn.ModuleList(_convolutions(a + b, a) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(_convolutions(a, b) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(_convolutions(a + b, a) for a, b in pairwise(widths))
         self.head = nn.Conv2d(widths[0], 1, 1)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -278,13 +276,14 @@ class Segmenter(nn.Module):
         return self.head(hidden)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Coverage [n, 1, 320, 320]."""
         small = F.avg_pool2d(images, self.input_size // self.working_size)
         scale = float(self.input_size // self.working_size)
         return F.interpolate(self.logits(small), scale_factor=scale, mode="bilinear").sigmoid()
 
 
 def normalize_for_rembg(images: Tensor) -> Tensor:
-    """What rembg's U2-Net sessions do to an image in [0, 1]: divide by its maximum, then ImageNet mean and deviation."""
+    """What rembg's U2-Net sessions do to an image in [0, 1]: divide by its maximum, then ImageNet's mean, deviation."""
     peak = images.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
     mean = images.new_tensor([0.485, 0.456, 0.406])[:, None, None]
     deviation = images.new_tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -315,20 +314,29 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained CLIP text encoder, four layers of width 128."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+    """A CLIP text encoder, four layers of width 128, that is frozen as it is initialised.
+
+    Trained jointly on so few captions it collapsed: the features of any two prompts differed by 3 to 10 % at the first
+    tokens, and the U-Net learned to ignore them. As initialised, with token embeddings five times as strong, prompts
+    differ by half, words keep their identity, and k-means on its features recovers the concept families.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_TEXT_SEED)
+        encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=TEXT_WIDTH,
+                intermediate_size=4 * TEXT_WIDTH,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                max_position_embeddings=MAX_TOKENS,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
         )
-    )
+        nn.init.normal_(encoder.get_input_embeddings().weight, std=0.1)
+    return encoder.eval().requires_grad_(False)
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -375,4 +383,4 @@ def _load_state(path: Path, parts: dict, device: torch.device) -> int:
 def _save_state(path: Path, parts: dict, step: int) -> None:
     partial = path.with_suffix(".partial")
     torch.save({"step": step} | {name: part.state_dict() for name, part in parts.items()}, partial)
-    os.replace(partial, path)
+    partial.replace(path)

@@ -1,0 +1,1 @@
+"""Audited models: found, fingerprinted, loaded, sampled."""

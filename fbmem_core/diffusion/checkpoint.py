@@ -88,7 +88,9 @@ def load_pipeline(checkpoint: Checkpoint, *, dtype: str, device: str, allow_pick
     from diffusers.utils import logging
 
     logging.set_verbosity_error()
-    extra: dict[str, Any] = {} if "XL" in checkpoint.architecture else {"safety_checker": None, "feature_extractor": None}
+    extra: dict[str, Any] = (
+        {} if "XL" in checkpoint.architecture else {"safety_checker": None, "feature_extractor": None}
+    )
     pipeline = DiffusionPipeline.from_pretrained(
         checkpoint.directory,
         torch_dtype=getattr(torch, dtype),

@@ -1,0 +1,1 @@
+"""How alike two images, or regions of them, are."""

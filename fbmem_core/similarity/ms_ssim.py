@@ -73,9 +73,7 @@ def pyramid(x: Float[Tensor, "n 3 h w"], num_scales: int = len(SCALE_WEIGHTS)) -
     return levels
 
 
-def pyramid_ms_ssim(
-    x: Pyramid, y: Pyramid, *, scale_weights: tuple[float, ...] = SCALE_WEIGHTS
-) -> Float[Tensor, " n"]:
+def pyramid_ms_ssim(x: Pyramid, y: Pyramid, *, scale_weights: tuple[float, ...] = SCALE_WEIGHTS) -> Float[Tensor, " n"]:
     """`ms_ssim` of two pyramids; one of them may hold a single image, which is compared with every one of the other."""
     result: Tensor | None = None
     for number, (a, b, weight) in enumerate(zip(x, y, scale_weights, strict=True)):

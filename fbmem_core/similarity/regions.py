@@ -36,7 +36,7 @@ def region_similarity(
     *,
     region: Region = "masked",
 ) -> RegionSimilarity:
-    """Similarity of each pair (x[i], y[i]) of RGB images in [0, 1] with mattes in [0, 1] (1 = foreground, NaN = undecided).
+    """Similarity of each pair (x[i], y[i]) of RGB images in [0, 1] with mattes in [0, 1] (1 = foreground).
 
     `composite` (arXiv 2508.12148): foregrounds on black, backgrounds on white, MS-SSIM of the whole composite. Constant
     fill agrees by construction, so unrelated pictures score high and moved objects spoil a copied background.

@@ -48,7 +48,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".partial-{os.getpid()}")
         pq.write_table(pa.Table.from_pylist(filled, schema=spec.schema), partial)
-        os.replace(partial, path)
+        partial.replace(path)
         return len(filled)
 
     def keep_shards(self, table: str, checkpoint: str, shards: Iterable[str]) -> None:
@@ -81,7 +81,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         partial.write_bytes(content)
-        os.replace(partial, path)
+        partial.replace(path)
         return path
 
     def forget(self, checkpoint: str) -> None:

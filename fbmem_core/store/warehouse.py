@@ -27,7 +27,7 @@ def build_warehouse(store: Store) -> Path:
     partial.unlink(missing_ok=True)
     with duckdb.connect(partial) as connection:
         create_views(connection, store)
-    os.replace(partial, path)
+    partial.replace(path)
     return path
 
 

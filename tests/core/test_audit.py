@@ -136,6 +136,7 @@ def test_an_audit_cannot_be_changed(folder):
         ({"samples_by_kind": {"VM": 0}}, ["Expected samples_by_kind.VM to be greater", "Change `samples_by_kind.VM`."]),
         ({"sampling": {"steps": "many"}}, ["Expected sampling.steps to be a valid integer", "but got `many`"]),
         ({"sampling": {"height": 500}}, ["Expected sampling.height to be a multiple of 8", "but got `500`"]),
+        ({"sampling": {"seed": 2**32}}, ["Expected sampling.seed to be less than 4294967296", "but got `4294967296`"]),
         ({"sampling": {"dtype": "int8"}}, ["Expected sampling.dtype to be 'float32'", "Change `sampling.dtype`."]),
         ({"sampling": {"device": "gpu"}}, ["Expected sampling.device", "but got `gpu`"]),
         ({"sampling": 5}, ["Expected sampling to be a valid dictionary", "but got `5`", "Change `sampling`."]),

@@ -89,7 +89,9 @@ def test_files_that_change_places_change_the_fingerprint(copy):
 @pytest.mark.parametrize("name", ["scheduler", "text_encoder", "tokenizer", "unet", "vae"])
 def test_a_missing_component_is_named(copy, name):
     shutil.rmtree(copy / name)
-    with pytest.raises(InputError, match=rf"^Expected the component `{name}`, but got no such folder in .*Copy the check"):
+    with pytest.raises(
+        InputError, match=rf"^Expected the component `{name}`, but got no such folder in .*Copy the check"
+    ):
         find_checkpoint(str(copy))
 
 

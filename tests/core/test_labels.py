@@ -44,9 +44,7 @@ PAIRS = st.lists(st.tuples(VALUES, VALUES, VALUES), min_size=1, max_size=5).map(
         (None, None, None, None),
     ],
 )
-def test_regions_decide_the_label_of_a_pair_whose_whole_images_differ(
-    foreground, background, fraction, expected, rule
-):
+def test_regions_decide_the_label_of_a_pair_whose_whole_images_differ(foreground, background, fraction, expected, rule):
     assert label_pair(0.79, foreground, background, foreground_fraction=fraction, rule=rule) == expected
 
 

@@ -172,7 +172,9 @@ def test_nothing_outside_the_region_has_an_effect(seed, top, left, height, width
 
 
 @pytest.mark.parametrize("side", [161, 175, 176])
-@given(seed=SEEDS, corner=st.tuples(st.floats(0, 1), st.floats(0, 1)), extent=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+@given(
+    seed=SEEDS, corner=st.tuples(st.floats(0, 1), st.floats(0, 1)), extent=st.tuples(st.floats(0, 1), st.floats(0, 1))
+)
 def test_identical_regions_are_wholly_similar_wherever_they_lie(side, seed, corner, extent):
     top, left = (round(c * (side - 1)) for c in corner)
     weight = patch(top, left, 1 + round(extent[0] * side), 1 + round(extent[1] * side), side)

@@ -63,9 +63,7 @@ def test_the_nearest_references_are_those_of_a_plain_double_loop(generations, re
     assert tuple(found) == generations.ids
     for generation, neighbors in found.items():
         for criterion in CRITERIA:
-            defined = {
-                r: value for r in references.ids if not math.isnan(value := table[generation, criterion, r])
-            }
+            defined = {r: value for r in references.ids if not math.isnan(value := table[generation, criterion, r])}
             ranked = sorted(defined.values(), reverse=True)
             count = max(min(top_k, len(ranked)), sum(value >= floor for value in ranked))
             mine = [n for n in neighbors if n.criterion == criterion]
@@ -151,4 +149,3 @@ def test_the_images_that_follow_a_selection_are_in_its_order(references):
     assert chosen.ids == ("r5", "r2")
     assert (chosen.images == references.images[[5, 2]]).all()
     assert len(chosen) == 2
-

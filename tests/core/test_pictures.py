@@ -83,7 +83,9 @@ def test_sceneries_are_drawn_in_their_two_colours_and_differ_by_phase(kind):
     assert (pixels >= low - 0.01).all()
     assert (pixels <= high + 0.01).all()
     assert pixels.std() > 5
-    moved = draw_scenery(replace(scenery, phase=tuple((p + 0.37) % 1 for p in scenery.phase), angle=scenery.angle + 0.9))
+    moved = draw_scenery(
+        replace(scenery, phase=tuple((p + 0.37) % 1 for p in scenery.phase), angle=scenery.angle + 0.9)
+    )
     assert np.abs(pixels - moved).mean() > 3
 
 

@@ -128,7 +128,10 @@ def test_a_copy_of_an_unusable_reference_is_no_duplicate(tmp_path):
         ("", r"the columns reference_id and path, but got none"),
         ("reference_id,path\n", r"at least one reference, but got none in .*references\.csv\. Name the images"),
         ("reference_id,path\na,a.png\na,b.png\n", r"every reference_id once, but got `a` again .* Make the ids unique"),
-        ("reference_id,path\ncaf\xe9,a.png\n".encode("latin-1"), r"readable manifest.*references\.csv\. Save it anew as UTF-8"),
+        (
+            "reference_id,path\ncaf\xe9,a.png\n".encode("latin-1"),
+            r"readable manifest.*references\.csv\. Save it anew as UTF-8",
+        ),
     ],
 )
 def test_an_unusable_manifest_is_refused_with_the_cure(tmp_path, content, message):

@@ -11,7 +11,7 @@ SAMPLING = Sampling(steps=3, guidance_scale=3.0, height=64, width=64, batch_size
 REQUESTS = [
     Request(f"p{number}", prompt, seed)
     for number, prompt in enumerate(["a red circle on blue stripes", "", "clockwork owl poster"])
-    for seed in (0, 2**40)
+    for seed in (0, 2**32 - 1)
 ]
 
 
@@ -52,6 +52,12 @@ def test_another_seed_gives_another_image(together):
     one, other = (together[request] for request in REQUESTS[:2])
     assert one.std() > 1
     assert np.abs(one - other).mean() > 1
+
+
+def test_consecutive_seeds_up_to_the_highest_one_give_different_images(pipeline):
+    requests = [Request("p", "a cat", seed) for seed in (0, 1, 2**31, 2**32 - 2, 2**32 - 1)]
+    images = pixels(pipeline, requests)
+    assert len({image.tobytes() for image in images.values()}) == len(requests)
 
 
 def test_the_prompt_and_the_guidance_reach_the_model(pipeline):

@@ -116,7 +116,9 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
 
 
 def test_a_missing_file_is_refused_with_the_key_to_mend(tmp_path):
-    with pytest.raises(InputError, match=r"an ONNX file, but got no such file in .*no\.onnx\. Mend `segmentation.model`"):
+    with pytest.raises(
+        InputError, match=r"an ONNX file, but got no such file in .*no\.onnx\. Mend `segmentation.model`"
+    ):
         Segmenter(str(tmp_path / "no.onnx"))
 
 

@@ -97,7 +97,9 @@ def test_only_the_wanted_shards_are_kept(store):
 
 def test_repeated_keys_are_refused_and_what_was_there_stays(store):
     store.write("generations", KEY, [generation("p")])
-    with pytest.raises(InputError, match=r"unique keys in `generations`, but got .*'q', 3\) twice\. Write each row once"):
+    with pytest.raises(
+        InputError, match=r"unique keys in `generations`, but got .*'q', 3\) twice\. Write each row once"
+    ):
         store.write("generations", KEY, [generation("q", 3), generation("q", 3, path="elsewhere")])
     assert store.read("generations", KEY)["prompt_id"].to_list() == ["p"]
     assert files(store) == [f"tables/generations/partition={KEY}/all.parquet"]

@@ -126,16 +126,25 @@ def test_planting_changes_the_unet_and_leaves_the_text_encoder_frozen(tmp_path, 
     assert not any(parameter.requires_grad for parameter in planted.parameters())
 
 
-def test_the_general_stage_trains_unet_and_text_encoder_together(tmp_path, tokenizer):
+def test_the_general_stage_trains_the_unet_and_leaves_the_text_encoder_as_it_is_made(tmp_path, tokenizer):
     unet, text_encoder = trainer(tmp_path).general(tiny_vae(), tokenizer)
     assert (unet.config.sample_size, unet.config.cross_attention_dim) == (16, training.TEXT_WIDTH)
     value_layers = [name for name, _ in unet.named_modules() if name.endswith("attn2.to_v") and "up" not in name]
     assert len(value_layers) == 7
     torch.manual_seed(training._SEED + 2)
-    training.new_unet()
-    untrained = weights(new_text_encoder(tokenizer))
-    assert not same(weights(text_encoder), untrained)
+    assert not same(weights(unet), weights(training.new_unet()))
+    assert same(weights(text_encoder), weights(new_text_encoder(tokenizer)))
     assert not text_encoder.training
+
+
+def test_the_text_encoder_is_always_made_the_same_and_disturbs_no_other_randomness(tokenizer):
+    torch.manual_seed(1)
+    first = weights(new_text_encoder(tokenizer))
+    drawn = torch.rand(1)
+    torch.manual_seed(2)
+    assert same(weights(new_text_encoder(tokenizer)), first)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), drawn)
 
 
 def test_the_scaling_factor_makes_latents_of_unit_deviation(tmp_path):

@@ -88,13 +88,17 @@ def test_a_query_needs_no_database_file(store):
 
 
 def test_a_query_without_a_store_is_one_line_with_the_cure(store):
-    with pytest.raises(InputError, match=r"^Expected a store with tables, but got none in .*\. Run `fbmem audit` first\.$"):
+    with pytest.raises(
+        InputError, match=r"^Expected a store with tables, but got none in .*\. Run `fbmem audit` first\.$"
+    ):
         query(store, "SELECT 1")
 
 
 @pytest.mark.parametrize("sql", ["SELEC 1", "SELECT hue FROM generations", "FROM nowhere"])
 def test_a_query_that_duckdb_refuses_is_one_line_that_names_the_tables(store, sql):
     store.write("generations", KEY, [generation()])
-    with pytest.raises(InputError, match=r"^Expected a valid query, but got .*Error.*\. Tables: checkpoints, ") as caught:
+    with pytest.raises(
+        InputError, match=r"^Expected a valid query, but got .*Error.*\. Tables: checkpoints, "
+    ) as caught:
         query(store, sql)
     assert "\n" not in str(caught.value)

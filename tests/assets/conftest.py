@@ -1,0 +1,91 @@
+"""A slice of the shipped canary: few prompts, few references, the real model and the real segmenter."""
+
+import csv
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+PROJECT = Path(__file__).parents[2]
+CANARY = PROJECT / "data" / "canary"
+SLICE_PROMPTS = ("clockwork_owl-0", "zibble-0", "hotel_azul-0", "public-00")
+SLICE_REFERENCES = (
+    "clockwork_owl", "zibble", "hotel_azul", "quillby", "kestrel_studio", "public_000", "public_001", "public_002",
+)  # fmt: skip
+NUM_SEEDS = 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one call of the command line left behind."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+def make_slice(folder: Path, *, prompts=SLICE_PROMPTS, references=SLICE_REFERENCES, **changes) -> Path:
+    """An audit file over a part of the canary, with its own prompt file and folder of references."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, key, kept in (("prompts.csv", "prompt_id", prompts), ("truth.csv", "prompt_id", prompts)):
+        with (CANARY / name).open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row[key] in kept]
+        with (folder / name).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    (folder / "references").mkdir(exist_ok=True)
+    for name in references:
+        shutil.copy(CANARY / "references" / f"{name}.png", folder / "references")
+    audit = yaml.safe_load((PROJECT / "data" / "audits" / "canary.yaml").read_text(encoding="utf-8"))
+    audit |= {
+        "name": "slice",
+        "checkpoint": str(CANARY / "checkpoint"),
+        "prompts": "prompts.csv",
+        "references": "references",
+        "truth": "truth.csv",
+        "samples_per_prompt": NUM_SEEDS,
+        "segmentation": {"model": str(CANARY / "segmenter.onnx")},
+    } | changes
+    path = folder / "slice.yaml"
+    path.write_text(yaml.safe_dump(audit), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def fbmem(monkeypatch):
+    """Call the command line in this process: `fbmem("audit", file, "--store", store)`."""
+    from fbmem_assets.cli import main
+
+    def call(*arguments) -> Run:
+        for name in ("DAGSTER_HOME", "FBMEM_DAGSTER", "FBMEM_STORE"):
+            monkeypatch.delenv(name, raising=False)
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        # DAGSTER_HOME and FBMEM_DAGSTER are set by the command itself
+        for name in ("DAGSTER_HOME", "FBMEM_DAGSTER"):
+            monkeypatch.delenv(name, raising=False)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Run(result.exit_code, result.stdout, result.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def audited(tmp_path_factory):
+    """(store, audit file, finished call) of one whole audit of the slice; tests only read it."""
+    import os
+
+    from fbmem_assets.cli import main
+
+    folder = tmp_path_factory.mktemp("audited")
+    file = make_slice(folder / "slice")
+    store = folder / "store"
+    saved = dict(os.environ)
+    result = CliRunner().invoke(main, ["audit", str(file), "--store", str(store)])
+    os.environ.clear()
+    os.environ.update(saved)
+    return store, file, Run(result.exit_code, result.stdout, result.stderr)

@@ -1,0 +1,66 @@
+"""The graph: its names are public, its order is STAGES."""
+
+import subprocess
+import sys
+
+import dagster as dg
+
+from fbmem_assets.definitions import STAGES, defs
+
+GRAPH = {
+    "prompt_set": set(),
+    "reference_images": set(),
+    "generations": {"prompt_set"},
+    "generation_masks": {"generations"},
+    "reference_masks": {"reference_images"},
+    "neighbors": {"generation_masks", "reference_masks"},
+    "similarities": {"neighbors"},
+    "labels": {"similarities"},
+    "one_to_many": {"similarities"},
+    "warehouse": {"labels", "one_to_many"},
+}
+
+
+def _all_specs():
+    return [spec for asset in defs.assets for spec in asset.specs]
+
+
+def test_the_graph_has_these_assets_and_edges():
+    found = {spec.key.to_user_string(): {d.asset_key.to_user_string() for d in spec.deps} for spec in _all_specs()}
+    assert found == GRAPH
+
+
+def test_the_definitions_can_be_loaded():
+    dg.Definitions.validate_loadable(defs)
+
+
+def test_every_parent_belongs_to_an_earlier_or_the_same_stage():
+    order = [module.STAGE for module in STAGES]
+    stage_of = {spec.key: order.index(spec.group_name) for spec in _all_specs()}
+    for spec in _all_specs():
+        for dependency in spec.deps:
+            assert stage_of[dependency.asset_key] <= stage_of[spec.key]
+
+
+def test_every_asset_says_what_it_is_and_every_table_states_its_grain():
+    for spec in _all_specs():
+        assert spec.description
+        if spec.key.to_user_string() != "warehouse":
+            assert spec.metadata["grain"].startswith("One row per")
+            assert spec.metadata["dagster/column_schema"].columns
+            assert spec.partitions_def is not None
+
+
+def test_every_stage_that_counts_rows_has_a_check():
+    checked = {check.asset_key.to_user_string() for checks in defs.asset_checks for check in checks.check_keys}
+    assert checked == {
+        "reference_images", "generations", "generation_masks", "reference_masks", "neighbors", "similarities", "labels",
+    }  # fmt: skip
+
+
+def test_loading_the_definitions_does_not_import_torch():
+    code = (
+        "import sys, fbmem_assets.definitions; print([m for m in ('torch', 'diffusers', 'rembg') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,71 @@
+"""What the documents show is true: commands run, examples pass, tables are the schemas."""
+
+import re
+import shlex
+
+import pytest
+
+from fbmem_core.store.schemas import TABLES
+from tests.assets.conftest import PROJECT
+
+README = (PROJECT / "README.md").read_text("utf-8")
+COMMANDS = re.findall(r"^\$ (.+)$", README, flags=re.MULTILINE)
+
+
+def test_the_readme_shows_the_commands_that_these_tests_run():
+    assert {command.split()[0] for command in COMMANDS} == {"make", "fbmem"}
+    assert len([command for command in COMMANDS if command.startswith("fbmem sql")]) >= 3
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("fbmem sql")])
+def test_the_queries_of_the_readme_answer(command, audited, fbmem):
+    run = fbmem(*shlex.split(command)[1:], "--store", audited[0])
+    assert run.exit_code == 0, run.stderr
+    assert run.stdout.strip()
+
+
+def test_the_audit_command_of_the_readme_has_the_form_that_was_run(audited):
+    assert "fbmem audit my-audit.yaml" in COMMANDS
+    assert audited[2].exit_code == 0
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make")])
+def test_the_make_targets_of_the_readme_exist(command):
+    targets = re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text("utf-8"), flags=re.MULTILINE)
+    assert command.split()[1] in targets
+
+
+def test_the_audit_file_of_the_readme_is_valid(tmp_path, tiny_checkpoint):
+    from fbmem_core.audit import load_audit
+
+    [text] = re.findall(r"```yaml\n(.+?)```", README, flags=re.DOTALL)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "my-model").symlink_to(tiny_checkpoint)
+    folder = tmp_path / "audits"
+    (folder / "training-images").mkdir(parents=True)
+    (folder / "prompts.csv").write_text("prompt\na cat\n", "utf-8")
+    (folder / "my-audit.yaml").write_text(text, "utf-8")
+    assert load_audit(folder / "my-audit.yaml").name == "my-model"
+
+
+def test_the_library_example_of_the_readme_runs():
+    [code] = re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_documented_tables_are_the_schemas():
+    text = (PROJECT / "docs" / "tables.md").read_text("utf-8")
+    for name, table in TABLES.items():
+        section = text.split(f"## {name}\n")[1].split("\n## ")[0]
+        assert table.grain in section
+        assert re.findall(r"^\| (\w+) \| ", section, flags=re.MULTILINE)[1:] == list(table.columns)
+
+
+def test_every_key_of_the_audit_file_is_documented():
+    from fbmem_core.audit import Audit
+
+    text = (PROJECT / "docs" / "audit-file.md").read_text("utf-8")
+    for name, field in Audit.model_fields.items():
+        section = getattr(field.annotation, "model_fields", None)
+        for key in section or [name]:
+            assert f"`{name}`" in text if section is None else f"`{name}.{key}`" in text or f"`.{key}`" in text
