@@ -76,7 +76,8 @@ def _segment(
     audit, _ = store.audit(key)
     model = audit.segmentation.model
     name = segmenter_name(model)
-    rows, tiles = [], []
+    rows: list[dict[str, Any]] = []
+    tiles: list[tuple[str, Image.Image]] = []
     for image in track(context, images, total=len(images), what=f"segmenting {kind}s"):
         path = _matte_path(key, kind, image, name)
         if not (tables.root / path).is_file():

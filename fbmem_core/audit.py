@@ -131,7 +131,7 @@ def _resolve_paths(audit: Audit, file: Path) -> Audit:
         if not changes[key].exists():
             raise InputError(f"{key} to be an existing path", f"`{value}`", where=file, cure=_relative_cure(key))
     if _is_path(audit.checkpoint, folder):
-        directory = folder / audit.checkpoint
+        directory = folder / Path(audit.checkpoint).expanduser()
         if not directory.is_dir():
             cure = _relative_cure("checkpoint") + " A Hugging Face id has the form owner/name."
             raise InputError("checkpoint to be a diffusers directory", f"`{audit.checkpoint}`", where=file, cure=cure)

@@ -108,13 +108,13 @@ def label_generation(
         for pair in counted
     ]  # fmt: skip
     decided_labels = [label for label in labels if label is not None]
-    label: Label | None = max(decided_labels, key=SEVERITY.__getitem__, default=None)
+    label: Label | None = max(decided_labels, key=lambda label: SEVERITY[label], default=None)
     if label is not None and label != "VM" and foreground_fraction is None:
         label = None
     if not counted and foreground_fraction is not None:
         label = "NM"
-    best = [_best(counted, criterion) for criterion in ("full", "foreground", "background")]
-    return GenerationLabel(label, *(value for value, _ in best), *(reference_id for _, reference_id in best))
+    full, foreground, background = (_best(counted, criterion) for criterion in ("full", "foreground", "background"))
+    return GenerationLabel(label, full[0], foreground[0], background[0], full[1], foreground[1], background[1])
 
 
 def matches(label: Label | None) -> bool:

@@ -47,7 +47,7 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[Rejection]]:
     caption or text, any case; `.txt` with a prompt a line. Without prompt_id a row gets its number.
 
     Returns:
-        The prompts in file order, and the rows that were left out: empty prompts, repeated prompt_ids, unreadable lines.
+        The prompts in file order, and the rows left out: empty prompts, repeated prompt_ids, unreadable lines.
 
     Raises:
         InputError: No such file, an unknown format, no column of prompts, or no usable prompt.
@@ -131,7 +131,7 @@ def _prompt_of(row: dict[str, object], number: int) -> Prompt:
     values: dict[str, str | None] = {}
     for field, names in _COLUMNS.items():
         found = next((lowered[name] for name in names if lowered.get(name) not in (None, "")), None)
-        values[field] = " ".join(str(found).split()) if found is not None else None
+        values[field] = str(found).strip() if found is not None else None
     return Prompt(
         prompt_id=values["prompt_id"] or str(number),
         prompt=values["prompt"] or "",

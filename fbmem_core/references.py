@@ -158,6 +158,6 @@ def _look_at(folder: Path, reference: ReferenceImage) -> ReferenceImage:
     found = replace(reference, sha256=sha256, width=image.width, height=image.height)
     if min(image.size) < _MIN_SIDE:
         return replace(found, status="placeholder", reason=f"only {image.width}x{image.height} px")
-    if all(low == high for low, high in image.getextrema()):
+    if len(image.getcolors(2) or ()) == 1:
         return replace(found, status="placeholder", reason="a single colour")
     return found

@@ -72,8 +72,15 @@ class Segmenter:
         rembg stretches each prediction to [0, 1], so an image without an object would get a matte of noise and a
         constant prediction would divide by zero: both are told from the prediction before it is stretched.
         """
-        with np.errstate(divide="ignore", invalid="ignore"):
-            stretched = self._session.predict(image)[0]
+        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+        try:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                stretched = self._session.predict(image)[0]
+        except InvalidArgument as error:
+            reason = str(error).splitlines()[0]
+            cure = "Export it with U2-Net's interface: input [1, 3, 320, 320]."
+            raise InputError("an ONNX model that takes rembg's input", reason, where=self.model, cure=cure) from None
         raw = self._recorder.last
         low, high = float(raw.min()), float(raw.max())
         if not np.isfinite([low, high]).all() or high - low < _FLAT:

@@ -222,7 +222,9 @@ def _draw_creature(brush: ImageDraw.ImageDraw, obj: Object, side: int, outline: 
     """Horns, a lobed body, a belly and eyes, all from the object's own seed."""
     rng = np.random.default_rng(obj.seed)
     turn = np.linspace(0, 2 * np.pi, 72, endpoint=False)
-    body = 1 + sum(rng.uniform(0.04, 0.13) * np.cos(k * turn + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5))
+    body = np.ones_like(turn)
+    for lobes in (2, 3, 5):
+        body += rng.uniform(0.04, 0.13) * np.cos(lobes * turn + rng.uniform(0, 2 * np.pi))
     body = np.stack([np.cos(turn), np.sin(turn)], axis=1) * (0.82 * body / body.mean())[:, None]
     for at in rng.uniform(-0.9, 0.9, size=2) + np.array([-2.2, -0.9]):
         tip = 1.35 * np.array([np.cos(at), np.sin(at)])

@@ -40,7 +40,7 @@ def find_checkpoint(source: str, *, revision: str | None = None, allow_pickle: b
     """
     directory = Path(source)
     if not directory.is_dir():
-        directory = _fetch(source, revision)
+        directory = _fetch(source, revision, allow_pickle)
     files = pipeline_files(directory, allow_pickle=allow_pickle)
     index = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))
     return Checkpoint(source, directory, fingerprint(directory, files), index["_class_name"], revision)
@@ -93,7 +93,7 @@ def load_pipeline(checkpoint: Checkpoint, *, dtype: str, device: str, allow_pick
     )
     pipeline = DiffusionPipeline.from_pretrained(
         checkpoint.directory,
-        torch_dtype=getattr(torch, dtype),
+        dtype=getattr(torch, dtype),
         use_safetensors=None if allow_pickle else True,
         local_files_only=True,
         **extra,
@@ -134,11 +134,11 @@ def _component_files(directory: Path, name: str, allow_pickle: bool) -> list[Pat
     return configs
 
 
-def _fetch(source: str, revision: str | None) -> Path:
+def _fetch(source: str, revision: str | None, allow_pickle: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", *(["*.bin"] if allow_pickle else [])]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

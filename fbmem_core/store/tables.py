@@ -44,11 +44,10 @@ class Store:
         if len(set(keys)) < len(keys):
             again = next(key for key in keys if keys.count(key) > 1)
             raise InputError(f"unique keys in `{table}`", f"{again} twice", cure="Write each row once.")
+        content = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(filled, schema=spec.schema), content)
         path = self.table_dir(table, checkpoint) / f"{shard}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".partial-{os.getpid()}")
-        pq.write_table(pa.Table.from_pylist(filled, schema=spec.schema), partial)
-        partial.replace(path)
+        self.write_bytes(str(path.relative_to(self.root)), content.getvalue().to_pybytes())
         return len(filled)
 
     def keep_shards(self, table: str, checkpoint: str, shards: Iterable[str]) -> None:
@@ -80,8 +79,11 @@ class Store:
         path = self.root / relative
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        partial.write_bytes(content)
-        partial.replace(path)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
         return path
 
     def forget(self, checkpoint: str) -> None:

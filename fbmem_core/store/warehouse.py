@@ -42,7 +42,8 @@ def query(store: Store, sql: str) -> duckdb.DuckDBPyRelation | None:
     connection = duckdb.connect()
     create_views(connection, store)
     try:
-        return connection.sql(sql)
+        relation = connection.sql(sql)
+        return relation if relation is None else relation.execute()
     except duckdb.Error as error:
         first = str(error).splitlines()[0]
         raise InputError("a valid query", first, cure=f"Tables: {', '.join(TABLES)}.") from None
