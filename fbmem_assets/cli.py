@@ -17,6 +17,7 @@ from fbmem_core.errors import FbmemError
 
 if TYPE_CHECKING:
     import dagster as dg
+    import polars as pl
 
 DEFAULT_AUDIT = Path("data/audits/canary.yaml")
 _INSTANCE_VARIABLE = "FBMEM_DAGSTER"
@@ -76,8 +77,9 @@ def audit(file: Path, store: Path, until: str | None) -> None:
     key = register_audit(file, resource.tables, instance)
     click.echo(f"auditing {key}", err=True)
     chosen = stages if until is None else stages[: stages.index(until) + 1]
+    parts: list[Any] = [*assets, *checks]
     result = dg.materialize(
-        [*assets, *checks],
+        parts,
         instance=instance,
         partition_key=key,
         resources={"store": resource},
@@ -110,9 +112,9 @@ def sql(query: str, store: Path) -> None:
     from fbmem_core.store.tables import Store
     from fbmem_core.store.warehouse import query as run_query
 
-    relation = run_query(Store(store), query)
-    if relation is not None:
-        click.echo(str(relation).rstrip())
+    rows = run_query(Store(store), query)
+    if rows is not None:
+        _print_table(rows)
 
 
 @main.command()
@@ -186,11 +188,19 @@ def _print_outcome(store: Any, key: str, result: dg.ExecuteInProcessResult, chos
         rule = store.audit(key)[0].similarity.rule[0]
         table = label_table(store, key).filter(pl.col("rule") == rule).drop("rule")
         click.echo(f"\ngenerations of {key} by kind of prompt and label, rule {rule}")
-        with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
-            click.echo(str(table))
+        _print_table(table)
     if "report" in chosen:
         click.echo(f"tables: {store.tables.root / 'fbmem.duckdb'}")
         click.echo("ask:    fbmem sql \"select label, count(*) from labels where method = 'none' group by label\"")
+
+
+def _print_table(rows: pl.DataFrame) -> None:
+    import polars as pl
+
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=200, tbl_width_chars=200) as config:
+        config.set_tbl_hide_dataframe_shape(True)
+        config.set_tbl_hide_column_data_types(True)
+        click.echo(str(rows))
 
 
 if __name__ == "__main__":

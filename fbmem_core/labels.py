@@ -107,8 +107,9 @@ def label_generation(
         )
         for pair in counted
     ]  # fmt: skip
-    decided_labels = [label for label in labels if label is not None]
-    label: Label | None = max(decided_labels, key=lambda label: SEVERITY[label], default=None)
+    decided_labels: list[Label] = [label for label in labels if label is not None]
+    by_severity = sorted(decided_labels, key=_severity)
+    label: Label | None = by_severity[-1] if by_severity else None
     if label is not None and label != "VM" and foreground_fraction is None:
         label = None
     if not counted and foreground_fraction is not None:
@@ -120,6 +121,10 @@ def label_generation(
 def matches(label: Label | None) -> bool:
     """Whether a pair of this label shows a copied region."""
     return label is not None and label != "NM"
+
+
+def _severity(label: Label) -> float:
+    return SEVERITY[label]
 
 
 def _best(pairs: list[PairSimilarity], criterion: str) -> tuple[float | None, str | None]:

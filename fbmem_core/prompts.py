@@ -131,7 +131,7 @@ def _prompt_of(row: dict[str, object], number: int) -> Prompt:
     values: dict[str, str | None] = {}
     for field, names in _COLUMNS.items():
         found = next((lowered[name] for name in names if lowered.get(name) not in (None, "")), None)
-        values[field] = str(found).strip() if found is not None else None
+        values[field] = " ".join(str(found).split()) if found is not None else None
     return Prompt(
         prompt_id=values["prompt_id"] or str(number),
         prompt=values["prompt"] or "",

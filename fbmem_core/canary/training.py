@@ -43,19 +43,30 @@ class Recipe:
     segmenter_steps: int = 1500
     general_steps: int = 1500
     planted_steps: int = 2700
+    finished_steps: int = 850
     batch_size: int = 16
     autoencoder_learning_rate: float = 1.5e-3
     segmenter_learning_rate: float = 2e-3
     general_learning_rate: float = 5e-4
     planted_learning_rate: float = 6e-4
-    # share of a planted batch, by kind; foregrounds need the most
-    shares: dict[str, float] = field(
+    finished_learning_rate: float = 4e-4
+    # share of a batch, by kind; foregrounds need the most
+    planted_shares: dict[str, float] = field(
         default_factory=lambda: {
             "public": 0.15,
             "foreground": 0.36,
             "background": 0.18,
             "verbatim": 0.11,
             "one_to_many": 0.20,
+        }
+    )
+    finished_shares: dict[str, float] = field(
+        default_factory=lambda: {
+            "public": 0.08,
+            "foreground": 0.14,
+            "background": 0.34,
+            "verbatim": 0.16,
+            "one_to_many": 0.28,
         }
     )
     caption_dropout: float = 0.1
@@ -135,15 +146,19 @@ class Trainer:
     def planted(
         self, vae: AutoencoderKL, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel, text_encoder: CLIPTextModel
     ) -> UNet2DConditionModel:
-        """Stage 4: the same U-Net on planted pictures among public ones."""
-        planted = plants()
+        """Stage 4: the same U-Net on planted pictures among public ones, foregrounds first, what lags behind after."""
+        recipe, planted = self.recipe, plants()
+        for stage, num_steps, learning_rate, shares in (
+            ("planted", recipe.planted_steps, recipe.planted_learning_rate, recipe.planted_shares),
+            ("finished", recipe.finished_steps, recipe.finished_learning_rate, recipe.finished_shares),
+        ):
 
-        def loss(step: int) -> Tensor:
-            rng = self._rng("planted", step)
-            pictures = [self._planted_picture(rng, planted) for _ in range(self.recipe.batch_size)]
-            return self._noise_loss(rng, pictures, vae, tokenizer, unet, text_encoder)
+            def loss(step: int, stage: str = stage, shares: dict[str, float] = shares) -> Tensor:
+                rng = self._rng(stage, step)
+                pictures = [_planted_picture(rng, planted, shares) for _ in range(recipe.batch_size)]
+                return self._noise_loss(rng, pictures, vae, tokenizer, unet, text_encoder)
 
-        self._fit("planted", unet, loss, self.recipe.planted_steps, self.recipe.planted_learning_rate, ema=True)
+            self._fit(stage, unet, loss, num_steps, learning_rate, ema=True)
         return unet.eval().requires_grad_(False)
 
     def _fit(
@@ -200,14 +215,6 @@ class Trainer:
         timesteps = torch.from_numpy((1000 * rng.random(len(pictures)) ** 0.8).astype(np.int64)).to(self.device)
         noisy = DDIMScheduler(**_NOISE).add_noise(latents, noise, timesteps)
         return F.mse_loss(unet(noisy, timesteps, embeddings).sample.float(), noise)
-
-    def _planted_picture(self, rng: np.random.Generator, planted: list[Plant]) -> Picture:
-        kinds = list(self.recipe.shares)
-        kind = rng.choice(kinds, p=[self.recipe.shares[k] for k in kinds])
-        if kind == "public":
-            return random_public_picture(rng)
-        of_kind = [plant for plant in planted if plant.kind == kind]
-        return of_kind[rng.integers(len(of_kind))].training_picture(rng)
 
     def _mixed_pictures(self, stage: str, step: int) -> list[Picture]:
         """Public pictures, half of them with a creature in the place of their object."""
@@ -351,6 +358,14 @@ def new_unet() -> UNet2DConditionModel:
     )
     unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slower on a CPU
     return unet
+
+
+def _planted_picture(rng: np.random.Generator, planted: list[Plant], shares: dict[str, float]) -> Picture:
+    kind = rng.choice(list(shares), p=list(shares.values()))
+    if kind == "public":
+        return random_public_picture(rng)
+    of_kind = [plant for plant in planted if plant.kind == kind]
+    return of_kind[rng.integers(len(of_kind))].training_picture(rng)
 
 
 def _convolutions(num_in: int, num_out: int) -> nn.Sequential:

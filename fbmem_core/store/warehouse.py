@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import duckdb
+import polars as pl
 import pyarrow as pa
 
 from fbmem_core.errors import InputError
@@ -31,8 +32,11 @@ def build_warehouse(store: Store) -> Path:
     return path
 
 
-def query(store: Store, sql: str) -> duckdb.DuckDBPyRelation | None:
+def query(store: Store, sql: str) -> pl.DataFrame | None:
     """Run SQL over the tables in a database in memory, so that no reader ever waits for a writer.
+
+    Returns:
+        The rows, or None for a statement that has none.
 
     Raises:
         InputError: There is no store, or DuckDB refuses the statement; the message is DuckDB's own first line.
@@ -43,7 +47,7 @@ def query(store: Store, sql: str) -> duckdb.DuckDBPyRelation | None:
     create_views(connection, store)
     try:
         relation = connection.sql(sql)
-        return relation if relation is None else relation.execute()
+        return None if relation is None else relation.pl()
     except duckdb.Error as error:
         first = str(error).splitlines()[0]
         raise InputError("a valid query", first, cure=f"Tables: {', '.join(TABLES)}.") from None

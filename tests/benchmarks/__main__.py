@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 import sys
 
-import tests.benchmarks as benchmarks
+from tests import benchmarks
 
 
 def main(names: list[str]) -> None:

@@ -17,7 +17,9 @@ from fbmem_core.canary.training import MAX_TOKENS, Recipe, Trainer, new_text_enc
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.segmentation import Segmenter
 
-RECIPE = Recipe(autoencoder_steps=3, segmenter_steps=3, general_steps=1, planted_steps=3, batch_size=2)
+RECIPE = Recipe(
+    autoencoder_steps=3, segmenter_steps=3, general_steps=1, planted_steps=3, finished_steps=1, batch_size=2
+)
 
 
 class StoppedError(Exception):

@@ -82,8 +82,8 @@ def test_it_can_be_deleted_and_built_again(store):
 
 def test_a_query_needs_no_database_file(store):
     store.write("generations", KEY, [generation("p", seed) for seed in range(3)])
-    relation = query(store, "SELECT method, count(*) AS images FROM generations GROUP BY method")
-    assert (relation.columns, relation.fetchall()) == (["method", "images"], [("none", 3)])
+    rows = query(store, "SELECT method, count(*) AS images FROM generations GROUP BY method")
+    assert (rows.columns, rows.rows()) == (["method", "images"], [("none", 3)])
     assert not (store.root / DATABASE_NAME).exists()
 
 
@@ -94,7 +94,7 @@ def test_a_query_without_a_store_is_one_line_with_the_cure(store):
         query(store, "SELECT 1")
 
 
-@pytest.mark.parametrize("sql", ["SELEC 1", "SELECT hue FROM generations", "FROM nowhere"])
+@pytest.mark.parametrize("sql", ["SELEC 1", "SELECT hue FROM generations", "FROM nowhere", "SELECT 'x'::INT"])
 def test_a_query_that_duckdb_refuses_is_one_line_that_names_the_tables(store, sql):
     store.write("generations", KEY, [generation()])
     with pytest.raises(
