@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import polars as pl
@@ -14,7 +15,9 @@ from fbmem_assets.masks import generation_image_id, usable_references
 from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import table_asset, table_result
-from fbmem_core.neighbors import ImageSet, load_image_set, nearest_references
+
+if TYPE_CHECKING:
+    from fbmem_core.neighbors import ImageSet
 
 STAGE = "neighbors"
 _VERSION = 1  # raise it when the same images begin to give other neighbors
@@ -27,6 +30,8 @@ def neighbors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materi
     The first `top_k` by every criterion, and every reference of at least `tau`. A prompt whose images, references and
     settings did not change is not computed again.
     """
+    from fbmem_core.neighbors import nearest_references
+
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
     settings = audit.similarity
@@ -71,8 +76,10 @@ def generations_by_prompt(store: AuditStore, key: str) -> Iterator[tuple[str, pl
         yield group["prompt_id"][0], group
 
 
-def generation_set(store: AuditStore, key: str, rows: pl.DataFrame) -> ImageSet:
+def generation_set(store: AuditStore, key: str, rows: pl.DataFrame) -> "ImageSet":
     """The images and mattes of these generations of one prompt; their ids are the seeds."""
+    from fbmem_core.neighbors import load_image_set
+
     tables = store.tables
     audit, _ = store.audit(key)
     mattes = _mattes(store, key, "generation")
@@ -83,8 +90,10 @@ def generation_set(store: AuditStore, key: str, rows: pl.DataFrame) -> ImageSet:
     return load_image_set(items, size=audit.similarity.size)
 
 
-def reference_set(store: AuditStore, key: str) -> ImageSet:
+def reference_set(store: AuditStore, key: str) -> "ImageSet":
     """The images and mattes of all usable references."""
+    from fbmem_core.neighbors import load_image_set
+
     audit, _ = store.audit(key)
     mattes = _mattes(store, key, "reference")
     rows = usable_references(store, key).select("reference_id", "path").iter_rows()

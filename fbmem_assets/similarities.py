@@ -1,7 +1,7 @@
 """Stage similarities: the exact values of every pair that is a neighbor by any criterion."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
@@ -11,8 +11,10 @@ from fbmem_assets.generations import UNMITIGATED
 from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import table_asset, table_result
-from fbmem_core.neighbors import ImageSet, pair_similarities
-from fbmem_core.similarity.regions import CRITERIA
+from fbmem_core.audit import CRITERIA
+
+if TYPE_CHECKING:
+    from fbmem_core.neighbors import ImageSet
 
 STAGE = "similarities"
 _PAIR = ["prompt_id", "seed", "region", "reference_id"]
@@ -53,7 +55,9 @@ def every_neighbor_is_scored(context: dg.AssetCheckExecutionContext, store: Audi
     return dg.AssetCheckResult(passed=wrong.is_empty(), metadata={"neighbors": len(ranked), "differing": len(wrong)})
 
 
-def _score(image: ImageSet, references: ImageSet, region: str) -> list[dict[str, Any]]:
+def _score(image: "ImageSet", references: "ImageSet", region: str) -> list[dict[str, Any]]:
+    from fbmem_core.neighbors import pair_similarities
+
     [(_, found)] = pair_similarities(image, references, region=region)  # type: ignore[arg-type]
     columns = {criterion: [_value(v) for v in getattr(found, criterion).tolist()] for criterion in CRITERIA}
     return [

@@ -13,6 +13,8 @@ from fbmem_core.errors import InputError
 
 Region = Literal["masked", "composite"]
 Rule = Literal["paper", "release"]
+# by what a pair of images is compared
+CRITERIA = ("full", "foreground", "background", "average")
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 
 # method.md, section 2: the paper's threshold of similarity and its share of area below which a region counts as absent

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fbmem_core.audit import TAU, Region
+from fbmem_core.audit import CRITERIA, TAU, Region
 from fbmem_core.errors import InputError
 from fbmem_core.references import open_rgb
 from fbmem_core.similarity.ms_ssim import Pyramid, pyramid, pyramid_ms_ssim
-from fbmem_core.similarity.regions import CRITERIA, RegionSimilarity, regional
+from fbmem_core.similarity.regions import RegionSimilarity, regional
 
 _CHUNK = 32
 

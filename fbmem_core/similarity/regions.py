@@ -11,8 +11,6 @@ from torch import Tensor
 from fbmem_core.audit import Region
 from fbmem_core.similarity.ms_ssim import masked_ms_ssim, ms_ssim
 
-CRITERIA = ("full", "foreground", "background", "average")
-
 
 @dataclass(frozen=True)
 class RegionSimilarity:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from fbmem_core.audit import CRITERIA
 from fbmem_core.errors import InputError
 from fbmem_core.neighbors import ImageSet, load_image_set, nearest_references, pair_similarities
-from fbmem_core.similarity.regions import CRITERIA, region_similarity
+from fbmem_core.similarity.regions import region_similarity
 from tests.core.test_ms_ssim import SIDE, images, patch, variant
 
 REGIONS = ["masked", "composite"]

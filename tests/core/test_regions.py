@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fbmem_core.audit import CRITERIA
 from fbmem_core.similarity.ms_ssim import ms_ssim
-from fbmem_core.similarity.regions import CRITERIA, region_similarity
+from fbmem_core.similarity.regions import region_similarity
 from tests.core.test_ms_ssim import SIDE, images, patch
 
 REGIONS = ["masked", "composite"]
