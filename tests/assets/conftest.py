@@ -16,6 +16,8 @@ SLICE_REFERENCES = (
     "clockwork_owl", "zibble", "hotel_azul", "quillby", "kestrel_studio", "public_000", "public_001", "public_002",
 )  # fmt: skip
 NUM_SEEDS = 2
+# what `make` exports and the command sets when they are missing
+VARIABLES = ("DAGSTER_HOME", "FBMEM_DAGSTER", "FBMEM_STORE")
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,10 @@ def fbmem(monkeypatch):
     from fbmem_assets.cli import main
 
     def call(*arguments) -> Run:
-        for name in ("DAGSTER_HOME", "FBMEM_DAGSTER", "FBMEM_STORE"):
-            monkeypatch.delenv(name, raising=False)
+        for name in VARIABLES:  # set and deleted, so that what the command itself sets is undone after the test
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
         result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-        # DAGSTER_HOME and FBMEM_DAGSTER are set by the command itself
-        for name in ("DAGSTER_HOME", "FBMEM_DAGSTER"):
-            monkeypatch.delenv(name, raising=False)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Run(result.exit_code, result.stdout, result.stderr)
@@ -77,15 +77,14 @@ def fbmem(monkeypatch):
 @pytest.fixture(scope="session")
 def audited(tmp_path_factory):
     """(store, audit file, finished call) of one whole audit of the slice; tests only read it."""
-    import os
-
     from fbmem_assets.cli import main
 
     folder = tmp_path_factory.mktemp("audited")
     file = make_slice(folder / "slice")
     store = folder / "store"
-    saved = dict(os.environ)
-    result = CliRunner().invoke(main, ["audit", str(file), "--store", str(store)])
-    os.environ.clear()
-    os.environ.update(saved)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in VARIABLES:
+            patch.setenv(name, "")
+            patch.delenv(name)
+        result = CliRunner().invoke(main, ["audit", str(file), "--store", str(store)])
     return store, file, Run(result.exit_code, result.stdout, result.stderr)

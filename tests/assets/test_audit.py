@@ -94,9 +94,7 @@ def test_every_materialization_has_a_row_count_and_a_preview(audited, monkeypatc
     import dagster as dg
 
     store = audited[0]
-    monkeypatch.setenv("DAGSTER_HOME", str(store / "dagster"))
     monkeypatch.setenv("FBMEM_DAGSTER", str(store / "dagster"))
-    monkeypatch.chdir(PROJECT)
     monkeypatch.setenv("DAGSTER_HOME", str(PROJECT))
     with dg.DagsterInstance.get() as instance:
         pictures = {"reference_images", "generations", "generation_masks", "reference_masks", "labels"}
