@@ -102,7 +102,10 @@ def write_segmenter(segmenter: Segmenter, path: Path) -> None:
         segmenter.cpu(), (example,), input_names=["input"], output_names=["coverage"], dynamo=True, verbose=False
     )
     assert program is not None
-    program.save(partial, external_data=False)
+    model = program.model_proto
+    for node in model.graph.node:  # the exporter notes stack traces, with the paths of the machine
+        del node.metadata_props[:]
+    partial.write_bytes(model.SerializeToString())
     partial.replace(path)
 
 
