@@ -21,6 +21,8 @@ _SHEET_TILES = 40
 _IMAGE = ["method", "prompt_id", "seed"]
 # what the shipped canary must show: the least share of generations of a kind that carry the true label
 _TRUE_SHARES = {"verbatim": 0.95, "foreground": 0.8, "background": 0.8, "public": 0.95}
+_TRUE_REFERENCE_SHARE = 0.75  # and of the pictures planted behind one one-to-many prompt, over 20 seeds or more
+_MANY_SEEDS = 20
 
 
 @table_asset(table="labels", stage=STAGE, deps=["similarities"])
@@ -122,6 +124,26 @@ def labels_agree_with_truth(context: dg.AssetCheckExecutionContext, store: Audit
     )
 
 
+@dg.asset_check(asset=one_to_many, partitions_def=checkpoint_partitions)
+def one_to_many_agrees_with_truth(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+    """Where the audit knows the truth: a prompt behind which several pictures are planted brings most of them forth."""
+    key, tables = context.partition_key, store.tables
+    truth = _truth(store, key)
+    if truth is None:
+        return dg.AssetCheckResult(passed=True, metadata={"truth": "the audit file names no table of true labels"})
+    planted = truth.with_columns(pl.col("reference_ids").str.split(";").alias("planted")).drop("reference_ids")
+    several = planted.filter(pl.col("planted").list.len() > 1)
+    found = tables.read("one_to_many", key).filter(pl.col("num_generations") >= _MANY_SEEDS)
+    rows = found.join(several, on="prompt_id").select(
+        "prompt_id",
+        "num_generations",
+        pl.col("planted").list.len().alias("planted"),
+        pl.col("planted").list.set_intersection("reference_ids").list.len().alias("found"),
+    )
+    short = rows.filter(pl.col("found") < _TRUE_REFERENCE_SHARE * pl.col("planted"))
+    return dg.AssetCheckResult(passed=short.is_empty(), metadata={"prompts": markdown_table(rows.to_dicts())})
+
+
 def label_table(store: AuditStore, key: str) -> pl.DataFrame:
     """Generations per region, rule, kind of prompt and label; with a truth table also the share of true labels."""
     tables = store.tables
@@ -140,16 +162,21 @@ def label_table(store: AuditStore, key: str) -> pl.DataFrame:
 
 def true_label_shares(store: AuditStore, key: str) -> pl.DataFrame:
     """Share of generations with their prompt's true label, per region, rule and kind; empty without a truth table."""
-    audit, _ = store.audit(key)
-    if audit.truth is None:
+    truth = _truth(store, key)
+    if truth is None:
         return pl.DataFrame()
-    truth = pl.read_csv(audit.truth, infer_schema=False).select("prompt_id", "kind", true_label="label")
-    table = store.tables.read("labels", key).join(truth, on="prompt_id", how="inner")
+    true_labels = truth.select("prompt_id", "kind", true_label="label")
+    table = store.tables.read("labels", key).join(true_labels, on="prompt_id", how="inner")
     shares = table.group_by("region", "rule", "kind", "true_label").agg(
         (pl.col("label") == pl.col("true_label")).fill_null(False).mean().alias("true_share"),
         pl.len().alias("generations"),
     )
     return shares.sort("region", "rule", "kind", descending=[True, False, False])
+
+
+def _truth(store: AuditStore, key: str) -> pl.DataFrame | None:
+    audit, _ = store.audit(key)
+    return None if audit.truth is None else pl.read_csv(audit.truth, infer_schema=False)
 
 
 def _fractions(store: AuditStore, key: str) -> dict[str, float | None]:

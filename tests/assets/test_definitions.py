@@ -55,6 +55,7 @@ def test_every_stage_that_counts_rows_has_a_check():
     checked = {check.asset_key.to_user_string() for checks in defs.asset_checks for check in checks.check_keys}
     assert checked == {
         "reference_images", "generations", "generation_masks", "reference_masks", "neighbors", "similarities", "labels",
+        "one_to_many",
     }  # fmt: skip
 
 

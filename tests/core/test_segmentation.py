@@ -1,6 +1,7 @@
 """Mattes: what rembg's stretching hides, shown by networks whose answers are known."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,6 +13,8 @@ from fbmem_core.canary.pictures import draw, random_public_picture
 from fbmem_core.errors import InputError, WeightsNotFoundError
 from fbmem_core.segmentation import Matte, Segmenter, segmenter_name
 
+PROJECT = Path(__file__).parents[2]
+SEED_OF_NO_TRAINING = 2026  # training seeds its generators with (stage, step)
 SIDE = 320
 LEFT = np.zeros((SIDE, SIDE), dtype=np.float32)
 LEFT[:, : SIDE // 2] = 1
@@ -108,6 +111,18 @@ def test_a_file_is_named_by_its_content_and_a_model_by_its_name(tmp_path):
     write_network(tmp_path / "network.onnx", 1 - LEFT)
     assert segmenter_name(path) != f"network.onnx@{digest[:12]}"
     assert segmenter_name("birefnet-general") == "birefnet-general"
+
+
+def test_the_shipped_network_finds_objects_that_it_was_not_trained_on():
+    segmenter = Segmenter(str(PROJECT / "data" / "canary" / "segmenter.onnx"))
+    overlaps = []
+    for seed in range(20):
+        image, coverage = draw(random_public_picture(np.random.default_rng([SEED_OF_NO_TRAINING, seed])))
+        alpha = segmenter.matte(Image.fromarray(image)).alpha
+        found, true = alpha >= 0.5, coverage >= 0.5
+        overlaps.append((found & true).sum() / (found | true).sum())
+    assert np.mean(overlaps) >= 0.95
+    assert min(overlaps) >= 0.9
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones():
