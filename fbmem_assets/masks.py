@@ -78,7 +78,7 @@ def _segment(
     name = segmenter_name(model)
     rows: list[dict[str, Any]] = []
     tiles: list[tuple[str, Image.Image]] = []
-    for image in track(context, images, total=len(images), what=f"segmenting {kind}s"):
+    for image in track(context, images, what=f"segmenting {kind}s"):
         path = _matte_path(key, kind, image, name)
         if not (tables.root / path).is_file():
             matte = segmenter_of(model).matte(open_rgb(image.path))

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
@@ -17,45 +17,52 @@ from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import table_asset, table_result
 
 if TYPE_CHECKING:
-    from fbmem_core.neighbors import ImageSet
+    from fbmem_core.image_sets import ImageSet, Planes
 
 STAGE = "neighbors"
-_VERSION = 1  # raise it when the same images begin to give other neighbors
+_BLOCK = 64  # generations that are compared together, about
+_VERSION = 2  # raise it when the same images begin to give other neighbors
 
 
 @table_asset(table="neighbors", stage=STAGE, deps=["generation_masks", "reference_masks"], kinds={"torch"})
 def neighbors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (prompt_id, seed, region, criterion, rank): exact nearest references.
 
-    The first `top_k` by every criterion, and every reference of at least `tau`. A prompt whose images, references and
-    settings did not change is not computed again.
+    Every reference of at least `floor` by every criterion; where there is none, the one that looks nearest at coarse
+    scales, `complete` if no other can be nearer. A prompt whose images, references and settings did not change is not
+    computed again.
     """
+    from fbmem_core.diffusion.checkpoint import choose_device
     from fbmem_core.neighbors import nearest_references
 
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
     settings = audit.similarity
-    references = reference_set(store, key)
-    shards = []
-    prompts = list(generations_by_prompt(store, key))
-    for prompt_id, rows in track(context, prompts, total=len(prompts), what="comparing"):
-        shard = _shard_name(store, key, prompt_id, rows)
-        shards.append(shard)
-        if (tables.table_dir("neighbors", key) / f"{shard}.parquet").is_file():
-            continue
-        images = generation_set(store, key, rows)
-        found = [
-            {"method": UNMITIGATED, "prompt_id": prompt_id, "seed": int(seed), "region": region, **asdict(neighbor)}
-            for region in settings.region
-            for seed, nearest in nearest_references(
-                images, references, region=region, top_k=settings.top_k, floor=settings.tau
-            )
-            for neighbor in nearest
-        ]
-        tables.write("neighbors", key, found, shard=shard)
-    tables.keep_shards("neighbors", key, shards)
+    shards = _shards(store, key)
+    directory = tables.table_dir("neighbors", key)
+    missing = {shard: rows for shard, rows in shards.items() if not (directory / f"{shard}.parquet").is_file()}
+    references = reference_planes(store, key) if missing else {}
+    for block in track(context, list(_blocks(missing)), what="comparing"):
+        images = generation_set(store, key, pl.concat(rows for _, rows in block))
+        found: dict[str, list[dict[str, Any]]] = {}
+        for region in settings.region:
+            for image_id, nearest in nearest_references(
+                images,
+                references[region],
+                region=region,
+                top_k=settings.top_k,
+                floor=settings.lowest,
+                tau=settings.tau,
+                device=choose_device(settings.device),
+            ):
+                found.setdefault(image_id, []).extend({"region": region, **asdict(neighbor)} for neighbor in nearest)
+        for shard, rows in block:
+            of_prompt = [{**image, **row} for image in _images(rows) for row in found[_id(image)]]
+            tables.write("neighbors", key, of_prompt, shard=shard)
+    tables.keep_shards("neighbors", key, list(shards))
     table = tables.read("neighbors", key)
-    return table_result(store, "neighbors", key, table, num_references=len(references))
+    num_references = len(usable_references(store, key))
+    return table_result(store, "neighbors", key, table, num_references=num_references)
 
 
 @dg.asset_check(asset=neighbors, partitions_def=checkpoint_partitions)
@@ -69,35 +76,40 @@ def every_generation_has_neighbors(context: dg.AssetCheckExecutionContext, store
     return dg.AssetCheckResult(passed=len(nearest) == expected, metadata={"expected": expected, "found": len(nearest)})
 
 
-def generations_by_prompt(store: AuditStore, key: str) -> Iterator[tuple[str, pl.DataFrame]]:
-    """The rows of `generations`, prompt by prompt."""
-    rows = store.tables.read("generations", key, shard=UNMITIGATED)
-    for group in rows.partition_by("prompt_id", maintain_order=True):
-        yield group["prompt_id"][0], group
-
-
 def generation_set(store: AuditStore, key: str, rows: pl.DataFrame) -> "ImageSet":
-    """The images and mattes of these generations of one prompt; their ids are the seeds."""
-    from fbmem_core.neighbors import load_image_set
+    """The images and mattes of these rows of `generations`; their ids are those of the masks table."""
+    from fbmem_core.image_sets import load_image_set
 
     tables = store.tables
     audit, _ = store.audit(key)
     mattes = _mattes(store, key, "generation")
-    items = [
-        (str(seed), tables.root / path, mattes[generation_image_id(method, prompt_id, seed)])
-        for method, prompt_id, seed, path in rows.select("method", "prompt_id", "seed", "path").iter_rows()
-    ]
+    items = [(_id(image), tables.root / image["path"], mattes[_id(image)]) for image in rows.iter_rows(named=True)]
     return load_image_set(items, size=audit.similarity.size)
 
 
-def reference_set(store: AuditStore, key: str) -> "ImageSet":
-    """The images and mattes of all usable references."""
-    from fbmem_core.neighbors import load_image_set
+def reference_planes(store: AuditStore, key: str) -> "dict[str, Planes]":
+    """The usable references as every region definition compares them, kept on disk beside the tables."""
+    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.image_sets import Planes, load_image_set
 
     audit, _ = store.audit(key)
+    settings = audit.similarity
     mattes = _mattes(store, key, "reference")
     rows = usable_references(store, key).select("reference_id", "path").iter_rows()
-    return load_image_set([(name, Path(path), mattes[name]) for name, path in rows], size=audit.similarity.size)
+    name = hashlib.sha256(json.dumps([_VERSION, settings.size, *_reference_facts(store, key)]).encode()).hexdigest()
+    folder = store.tables.root / "cache" / "references" / name[:16]
+    images = load_image_set(
+        [(name, Path(path), mattes[name]) for name, path in rows], size=settings.size, folder=folder
+    )
+    return {region: Planes(images, region, device=choose_device(settings.device)) for region in settings.region}
+
+
+def _images(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    return rows.select("method", "prompt_id", "seed").to_dicts()
+
+
+def _id(image: Mapping[str, Any]) -> str:
+    return generation_image_id(image["method"], image["prompt_id"], image["seed"])
 
 
 def _mattes(store: AuditStore, key: str, kind: str) -> dict[str, Path | None]:
@@ -105,12 +117,33 @@ def _mattes(store: AuditStore, key: str, kind: str) -> dict[str, Path | None]:
     return {image_id: store.tables.root / path if path else None for image_id, path in rows}
 
 
-def _shard_name(store: AuditStore, key: str, prompt_id: str, rows: pl.DataFrame) -> str:
-    """A name that changes with everything that the neighbors of these generations depend on."""
+def _blocks(shards: Mapping[str, pl.DataFrame]) -> Iterator[list[tuple[str, pl.DataFrame]]]:
+    """Prompts that are compared together: the more generations, the less the references cost."""
+    block: list[tuple[str, pl.DataFrame]] = []
+    for shard, rows in shards.items():
+        block.append((shard, rows))
+        if sum(len(rows) for _, rows in block) >= _BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _reference_facts(store: AuditStore, key: str) -> list[Any]:
+    """What the comparison depends on of the references and of every matte."""
+    references = usable_references(store, key).select("reference_id", "path", "sha256").rows()
+    return [references, sorted(set(store.tables.read("masks", key)["segmenter"]))]
+
+
+def _shards(store: AuditStore, key: str) -> dict[str, pl.DataFrame]:
+    """The generations of each prompt, under a name that changes with everything that their neighbors depend on."""
     audit, _ = store.audit(key)
-    masks = store.tables.read("masks", key)
-    segmenters = sorted(set(masks["segmenter"]))
-    references = usable_references(store, key).select("reference_id", "sha256").rows()
-    settings = audit.similarity.model_dump(include={"size", "region", "tau", "top_k"})
-    parts = [_VERSION, prompt_id, rows.select("seed", "sha256").rows(), references, segmenters, settings]
-    return f"{UNMITIGATED}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}"
+    settings = audit.similarity.model_dump(include={"size", "region", "tau", "floor", "top_k"})
+    facts = _reference_facts(store, key)
+    shards = {}
+    generations = store.tables.read("generations", key, shard=UNMITIGATED)
+    for rows in generations.partition_by("prompt_id", maintain_order=True):
+        parts = [_VERSION, rows["prompt_id"][0], rows.select("seed", "sha256").rows(), facts, settings]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        shards[f"{UNMITIGATED}-{digest[:16]}"] = rows
+    return shards

@@ -42,7 +42,7 @@ def reference_images(context: dg.AssetExecutionContext, store: AuditStore) -> dg
 
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
-    found = list(track(context, read_references(audit.references), total=0, what="reading references"))
+    found = list(track(context, read_references(audit.references), what="reading references"))
     rows = []
     for reference in found:
         row = asdict(reference)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -64,13 +64,17 @@ def segmenter_of(model: str) -> Segmenter:
     return Segmenter(model)
 
 
-def track(context: dg.AssetExecutionContext, items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
-    """Pass `items` on, with a bar on the terminal and a line with the time left in Dagster's log every 30 seconds."""
+def track(context: dg.AssetExecutionContext, items: Iterable[T], *, what: str, total: int | None = None) -> Iterator[T]:
+    """Pass `items` on, with a bar on the terminal and a line with the time left in Dagster's log every 30 seconds.
+
+    `total` is needed where `items` has no length.
+    """
+    total = total or (len(items) if isinstance(items, Sized) else None)
     started = logged = time.monotonic()
     for done, item in enumerate(tqdm(items, total=total, desc=what, unit="", mininterval=1.0), start=1):
         yield item
         now = time.monotonic()
         if now - logged >= _LOG_EVERY_SECONDS:
             logged = now
-            left = (now - started) / done * (total - done)
-            context.log.info(f"{what}: {done} of {total}, about {left:.0f} s left")
+            left = f", about {(now - started) / done * (total - done):.0f} s left" if total else ""
+            context.log.info(f"{what}: {done} of {total or '?'}{left}")

@@ -1,44 +1,53 @@
 """Stage similarities: the exact values of every pair that is a neighbor by any criterion."""
 
-import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from fbmem_assets import neighbors as neighbors_stage
 from fbmem_assets.generations import UNMITIGATED
+from fbmem_assets.masks import generation_image_id
 from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import table_asset, table_result
 from fbmem_core.audit import CRITERIA
 
-if TYPE_CHECKING:
-    from fbmem_core.neighbors import ImageSet
-
 STAGE = "similarities"
 _PAIR = ["prompt_id", "seed", "region", "reference_id"]
+_BLOCK = 64  # generations that are read together
 
 
 @table_asset(table="similarities", stage=STAGE, deps=["neighbors"], kinds={"torch"})
 def similarities(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (prompt_id, seed, reference_id, region): full, foreground, background and average similarity."""
+    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.neighbors import pair_similarities
+
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
-    references = neighbors_stage.reference_set(store, key)
-    row_of = {name: row for row, name in enumerate(references.ids)}
-    pairs = tables.read("neighbors", key).select(_PAIR).unique(maintain_order=True)
-    prompts = list(neighbors_stage.generations_by_prompt(store, key))
+    references = neighbors_stage.reference_planes(store, key)
+    pairs = tables.read("neighbors", key).select("method", *_PAIR).unique(maintain_order=True)
+    generations = tables.read("generations", key, shard=UNMITIGATED)
     scored: list[dict[str, Any]] = []
-    for prompt_id, rows in track(context, prompts, total=len(prompts), what="scoring pairs"):
+    for rows in track(context, list(generations.iter_slices(_BLOCK)), what="scoring pairs"):
         images = neighbors_stage.generation_set(store, key, rows)
-        of_prompt = pairs.filter(pl.col("prompt_id") == prompt_id)
-        for number, seed in enumerate(images.ids):
-            for region in audit.similarity.region:
-                of_image = of_prompt.filter((pl.col("seed") == int(seed)) & (pl.col("region") == region))
-                chosen = references.select(sorted(row_of[name] for name in of_image["reference_id"]))
-                keys = {"method": UNMITIGATED, "prompt_id": prompt_id, "seed": int(seed), "region": region}
-                scored += [{**keys, **values} for values in _score(images.select([number]), chosen, region)]
+        facts = rows.select("method", "prompt_id", "seed").to_dicts()
+        fact_of = {generation_image_id(**fact): fact for fact in facts}
+        of_block = pairs.join(rows.select("method", "prompt_id", "seed"), on=["method", "prompt_id", "seed"])
+        for (region,), of_region in of_block.group_by("region", maintain_order=True):
+            wanted = [
+                (generation_image_id(method, prompt_id, seed), reference_id)
+                for method, prompt_id, seed, _, reference_id in of_region.iter_rows()
+            ]
+            for image_id, found in pair_similarities(
+                images, references[region], wanted, region=region, device=choose_device(audit.similarity.device)
+            ):
+                scored += [
+                    {**fact_of[image_id], "region": region, "reference_id": pair.reference_id}
+                    | {criterion: getattr(pair, criterion) for criterion in CRITERIA}
+                    for pair in found
+                ]
     tables.write("similarities", key, scored)
     return table_result(store, "similarities", key, tables.read("similarities", key))
 
@@ -53,18 +62,3 @@ def every_neighbor_is_scored(context: dg.AssetCheckExecutionContext, store: Audi
     joined = ranked.join(long, on=[*_PAIR, "method", "criterion"], how="left")
     wrong = joined.filter(pl.col("value").is_null() | ((pl.col("value") - pl.col("similarity")).abs() > 1e-5))
     return dg.AssetCheckResult(passed=wrong.is_empty(), metadata={"neighbors": len(ranked), "differing": len(wrong)})
-
-
-def _score(image: "ImageSet", references: "ImageSet", region: str) -> list[dict[str, Any]]:
-    from fbmem_core.neighbors import pair_similarities
-
-    [(_, found)] = pair_similarities(image, references, region=region)  # type: ignore[arg-type]
-    columns = {criterion: [_value(v) for v in getattr(found, criterion).tolist()] for criterion in CRITERIA}
-    return [
-        {"reference_id": name, **{criterion: columns[criterion][row] for criterion in CRITERIA}}
-        for row, name in enumerate(references.ids)
-    ]
-
-
-def _value(similarity: float) -> float | None:
-    return None if math.isnan(similarity) else similarity

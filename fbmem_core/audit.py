@@ -7,17 +7,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fbmem_core.errors import InputError
 
 Region = Literal["masked", "composite"]
-Rule = Literal["paper", "release"]
+Rule = Literal["paper", "release", "regions"]
 # by what a pair of images is compared
 CRITERIA = ("full", "foreground", "background", "average")
+DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:\d+)?)$"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 
-# method.md, section 2: the paper's threshold of similarity and its share of area below which a region counts as absent
+# arXiv 2508.12148: the threshold of similarity and the share of area below which a region counts as absent
 TAU = 0.8
 BETA = 0.03
 # the smallest side at which five scales of an 11 px window fit: (11 - 1) * 2**4 + 1
@@ -41,7 +51,7 @@ class Sampling(_Section):
     height: int = Field(512, ge=8, multiple_of=8)
     width: int = Field(512, ge=8, multiple_of=8)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=DEVICE_PATTERN)
     batch_size: int = Field(8, ge=1)
 
 
@@ -60,6 +70,20 @@ class Similarity(_Section):
     tau: float = Field(TAU, gt=0, le=1)
     beta: float = Field(BETA, ge=0, lt=0.5)
     top_k: int = Field(5, ge=1)
+    floor: float | None = Field(None, ge=0, le=1)
+    device: str = Field("auto", pattern=DEVICE_PATTERN)
+
+    @property
+    def lowest(self) -> float:
+        """The floor: every reference of at least this similarity is found. tau - 0.2 unless the file says otherwise."""
+        return max(self.tau - 0.2, 0.0) if self.floor is None else self.floor
+
+    @field_validator("floor")
+    @classmethod
+    def _floor_is_at_most_tau(cls, floor: float | None, info: ValidationInfo) -> float | None:
+        if floor is not None and floor > info.data.get("tau", 1.0):
+            raise ValueError(f"to be at most tau ({info.data['tau']})")
+        return floor
 
 
 class Audit(_Section):
@@ -117,6 +141,14 @@ def load_audit(path: Path) -> Audit:
     return _resolve_paths(audit, path)
 
 
+def parse_similarity(values: dict[str, Any]) -> Similarity:
+    """How images are compared, from the options of a command; raises InputError as `load_audit` does."""
+    try:
+        return Similarity.model_validate(values)
+    except ValidationError as error:
+        raise _one_line(error, "the options") from None
+
+
 def dump_audit(audit: Audit) -> str:
     """The audit as JSON with every default written out; `Audit.model_validate_json` reads it back."""
     return json.dumps(audit.model_dump(mode="json"), indent=1, sort_keys=True)
@@ -156,7 +188,7 @@ def _relative_cure(key: str) -> str:
     return f"Mend `{key}`: paths are relative to the audit file's folder."
 
 
-def _one_line(error: ValidationError, path: Path) -> InputError:
+def _one_line(error: ValidationError, path: Path | str) -> InputError:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
     if first["type"] == "extra_forbidden":
@@ -164,7 +196,7 @@ def _one_line(error: ValidationError, path: Path) -> InputError:
         return InputError(f"only known keys ({', '.join(known)})", f"`{key}`", where=path, cure="Remove or rename it.")
     if first["type"] == "missing":
         return InputError(f"the key `{key}`", "none", where=path, cure=f"Add `{key}:`.")
-    what = first["msg"].removeprefix("Input ").replace("should ", "to ", 1)
+    what = first["msg"].removeprefix("Input ").removeprefix("Value error, ").replace("should ", "to ", 1)
     got = f"`{first['input']}`"
     return InputError(f"{key} {what}", got, where=path, cure=f"Change `{key}`.")
 

@@ -61,14 +61,17 @@ def label_pair(
         foreground: Similarity of the foregrounds; None when undecided.
         background: Similarity of the backgrounds; None when undecided.
         foreground_fraction: Share of the generation that is foreground; None when its matte is undecided.
-        rule: `paper` tests the full image first, `release` never does.
+        rule: `paper` tests the full image first, `release` never does. `regions` is VM if every region that the
+            generation has is copied, whatever the full image says: a large copied foreground does not make the whole
+            verbatim, nor does a copied background with a small new object.
         tau: From this similarity on, a region counts as copied.
         beta: A region of at most this share of the image counts as absent.
 
     Returns:
         The label, or None when the matte is undecided and the full image does not decide.
     """
-    if rule == "paper" and full >= tau:
+    whole_decides = rule == "paper" or (rule == "regions" and foreground_fraction is None)
+    if whole_decides and full >= tau:
         return "VM"
     if foreground_fraction is None:
         return None
@@ -77,6 +80,8 @@ def label_pair(
     same_foreground = has_foreground and foreground is not None and foreground >= tau
     same_background = has_background and background is not None and background >= tau
     if same_foreground and same_background:
+        return "VM"
+    if rule == "regions" and (same_foreground or same_background) and not (has_foreground and has_background):
         return "VM"
     if same_foreground:
         return "FM"
@@ -93,8 +98,9 @@ def label_generation(
 ) -> GenerationLabel:
     """The label of a generation over all its pairs; see `label_pair` for the arguments.
 
-    Rule `paper`: the most severe pair over all references, so foreground and background may come from different ones.
-    Rule `release`: the pair of highest average similarity alone. Of equally similar references the first by id counts.
+    Rules `paper` and `regions`: the most severe pair over all references, so foreground and background may come from
+    different ones. Rule `release`: the pair of highest average similarity alone. Of equally similar references the
+    first by id counts.
     """
     counted = sorted(pairs, key=lambda pair: pair.reference_id)
     if rule == "release":

@@ -93,14 +93,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _entries(folder: Path) -> list[ReferenceImage]:
     if not folder.is_dir():
-        raise InputError("a folder of reference images", "no such folder", where=folder, cure="Mend the path.")
+        raise InputError("a folder of images", "no such folder", where=folder, cure="Mend the path.")
     manifest = folder / MANIFEST_NAME
     if manifest.is_file():
         return _manifest_entries(manifest)
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not files:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise InputError(f"images ({suffixes})", "none", where=folder, cure="Put the reference images there.")
+        raise InputError(f"images ({suffixes})", "none", where=folder, cure="Put them there.")
     stems = [file.relative_to(folder).with_suffix("").as_posix() for file in files]
     count = Counter(stems)
     return [

@@ -19,7 +19,7 @@ from fbmem_core.canary.pictures import (
 
 TRUE_LABELS = {"verbatim": "VM", "foreground": "FM", "background": "BM", "one_to_many": "VM", "public": "NM"}
 NUM_PUBLIC_PROMPTS = 24
-NUM_DISTRACTORS = 36
+NUM_DISTRACTORS = 480
 _SEED = 20812148
 _PICTURES_PER_ONE_TO_MANY = 4
 

@@ -1,15 +1,18 @@
-"""Multi-scale structural similarity, and its masked form.
+"""Multi-scale structural similarity of whole images, and what every measure of its kind shares.
 
 Wang, Simoncelli, Bovik: Multi-scale structural similarity for image quality assessment (2003). Notation of the paper:
 l, c, s for luminance, contrast and structure; here `cs` is the product of the last two.
 
-Gaussian blurs are products with a banded matrix: on a CPU several times faster than a convolution of many small planes.
+A similarity is a product over scales whose factors are at most 1, so what has been multiplied from the coarsest scale
+on bounds the whole from above. `Similarity` is such a product on its way.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float
@@ -17,25 +20,139 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fbmem_core.errors import InputError
+from fbmem_core.similarity.gaussian import WINDOW_SIZE, blur_inside
 
-SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-WINDOW_SIZE = 11
-SIGMA = 1.5
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # finest scale first
 _C1 = 0.01**2  # (K1 * data_range)**2, data_range fixed at 1
 _C2 = 0.03**2
-_MIN_WEIGHT = 1e-4  # less of a mask than this under one pixel counts as none
+
+Statistics = tuple[Tensor, ...]  # of one scale of a batch of images; the first axis of each is the image
 
 
 @dataclass(frozen=True)
-class Level:
-    """One scale of a batch of images: pixels [n, 3, h, w], and means and variances of the windows that lie inside."""
+class Maps:
+    """One scale of a batch of pairs: means and cs [m, 3, y, x], and how much each window counts [m, 1, y, x]."""
 
-    image: Tensor
-    mean: Tensor
-    variance: Tensor
+    mean_x: Tensor
+    mean_y: Tensor
+    cs: Tensor
+    weight: Tensor | None = None
 
 
-Pyramid = list[Level]  # finest scale first
+class Measure(ABC):
+    """What is compared at each scale. Planes are [n, c, h, w]; statistics are computed once per image, not per pair."""
+
+    @abstractmethod
+    def planes(self, images: Float[Tensor, "n 3 h w"], alphas: Float[Tensor, "n 1 h w"]) -> Tensor:
+        """The planes of the finest scale."""
+
+    @abstractmethod
+    def halve(self, planes: Tensor) -> Tensor:
+        """The planes of the next coarser scale."""
+
+    @abstractmethod
+    def statistics(self, planes: Tensor) -> Statistics:
+        """What one scale of one side of a pair needs."""
+
+    @abstractmethod
+    def maps(self, x: Statistics, y: Statistics) -> Maps:
+        """Compare; x or y may hold a single image, which is compared with every one of the other."""
+
+    def scales(self, images: Tensor, alphas: Tensor, num_scales: int = len(SCALE_WEIGHTS)) -> list[Tensor]:
+        """The planes of every scale, finest first."""
+        check_size(images.shape[-2:], num_scales)
+        planes = [self.planes(images, alphas)]
+        while len(planes) < num_scales:
+            planes.append(self.halve(planes[-1]))
+        return planes
+
+
+class Plain(Measure):
+    """MS-SSIM of the images as they are; of them with the background black or the foreground white (`on`)."""
+
+    def __init__(self, on: str | None = None) -> None:
+        self.on = on
+
+    def planes(self, images: Tensor, alphas: Tensor) -> Tensor:
+        """[n, 3, h, w]: the image, or what `on` leaves of it."""
+        if self.on is None:
+            return images
+        return images * alphas if self.on == "black" else images + (1 - images) * alphas
+
+    def halve(self, planes: Tensor) -> Tensor:
+        """Means of four."""
+        # odd sides are padded with zeros, as pytorch-msssim does it: 161 px hold five scales
+        return F.avg_pool2d(planes, 2, padding=[side % 2 for side in planes.shape[-2:]])
+
+    def statistics(self, planes: Tensor) -> Statistics:
+        """Pixels, and means and variances of the windows that lie inside."""
+        mean = blur_inside(planes)
+        return planes, mean, blur_inside(planes * planes) - mean**2
+
+    def maps(self, x: Statistics, y: Statistics) -> Maps:
+        """The windows that lie inside, each counting alike."""
+        covariance = blur_inside(x[0] * y[0]) - x[1] * y[1]
+        return Maps(x[1], y[1], contrast_structure(x[2], y[2], covariance))
+
+
+@dataclass
+class Similarity:
+    """Similarities of pairs, multiplied from the coarsest scale on.
+
+    `product` [..., 3] per channel; `start` [...] is the coarsest scale at which the pair's region is not empty, -1 when
+    it is empty at all. Scales without the region do not count: the exponents of the others grow to the same sum.
+    """
+
+    product: Tensor
+    start: Tensor
+    scale_weights: Sequence[float] = SCALE_WEIGHTS
+
+    @classmethod
+    def begin(
+        cls, shape: tuple[int, ...], device: torch.device, scale_weights: Sequence[float] = SCALE_WEIGHTS
+    ) -> Similarity:
+        """Of no scale yet: 1."""
+        start = torch.full(shape, len(scale_weights) - 1, dtype=torch.int8, device=device)
+        return cls(torch.ones(*shape, 3, device=device), start, scale_weights)
+
+    @property
+    def value(self) -> Tensor:
+        """The similarity, or while finer scales are missing a bound from above; NaN where the region is empty."""
+        return self.product.mean(dim=-1).masked_fill(self.start < 0, torch.nan)
+
+    def multiply(self, scale: int, maps: Maps, at: tuple[Tensor, Tensor] | slice = slice(None)) -> None:
+        """Take in the factor of one scale, for the pairs `at`; scales come coarsest first."""
+        start = self.start[at]
+        first = start == scale
+        values = maps.cs
+        if bool(first.any()):  # luminance counts at the coarsest scale alone
+            luminance = _luminance(maps.mean_x, maps.mean_y) * maps.cs
+            values = luminance if bool(first.all()) else torch.where(first[:, None, None, None], luminance, values)
+        if maps.weight is None:
+            factor = values.mean(dim=(2, 3))
+        else:
+            mass = maps.weight.sum(dim=(1, 2, 3))
+            factor = (values * maps.weight).sum(dim=(2, 3)) / mass.clamp_min(1e-12)[:, None]
+            empty = (mass <= 0) & first
+            factor = factor.masked_fill(empty[:, None], 1.0)
+            self.start[at] = start - empty.to(start.dtype)
+        exponent = self._exponents(scale)[start.long()]
+        self.product[at] *= factor.clamp(0, 1) ** exponent[:, None]  # rounding may lead past 1
+
+    def _exponents(self, scale: int) -> Tensor:
+        sums = list(accumulate(self.scale_weights))
+        return torch.tensor([self.scale_weights[scale] * sums[-1] / part for part in sums], device=self.start.device)
+
+
+def compare(
+    measure: Measure, x: Sequence[Tensor], y: Sequence[Tensor], *, scale_weights: Sequence[float] = SCALE_WEIGHTS
+) -> Float[Tensor, " n"]:
+    """The similarity of pairs from their planes at every scale; one side may hold a single image."""
+    num_pairs = max(len(x[0]), len(y[0]))
+    found = Similarity.begin((num_pairs,), x[0].device, scale_weights)
+    for scale in reversed(range(len(scale_weights))):
+        found.multiply(scale, measure.maps(measure.statistics(x[scale]), measure.statistics(y[scale])))
+    return found.value
 
 
 def ms_ssim(
@@ -56,129 +173,31 @@ def ms_ssim(
     Raises:
         InputError: Shapes differ, or a side is too small for that many scales (161 px for five).
     """
-    _check_shapes(x, y)
-    num_scales = len(scale_weights)
-    return pyramid_ms_ssim(pyramid(x, num_scales), pyramid(y, num_scales), scale_weights=scale_weights)
+    check_shapes(x, y)
+    plain, num_scales = Plain(), len(scale_weights)
+    return compare(
+        plain, plain.scales(x, x[:, :1], num_scales), plain.scales(y, y[:, :1], num_scales), scale_weights=scale_weights
+    )
 
 
-def pyramid(x: Float[Tensor, "n 3 h w"], num_scales: int = len(SCALE_WEIGHTS)) -> Pyramid:
-    """What MS-SSIM needs of one side of a pair, so that it is computed once per image and not once per pair."""
-    _check_size(x, num_scales)
-    levels = []
-    for scale in range(num_scales):
-        if scale:  # odd sides are padded with zeros, as pytorch-msssim does it: 161 px hold five scales
-            x = F.avg_pool2d(x, 2, padding=[side % 2 for side in x.shape[-2:]])
-        mean = _blur_inside(x)
-        levels.append(Level(x, mean, _blur_inside(x * x) - mean**2))
-    return levels
-
-
-def pyramid_ms_ssim(x: Pyramid, y: Pyramid, *, scale_weights: tuple[float, ...] = SCALE_WEIGHTS) -> Float[Tensor, " n"]:
-    """`ms_ssim` of two pyramids; one of them may hold a single image, which is compared with every one of the other."""
-    result: Tensor | None = None
-    for number, (a, b, weight) in enumerate(zip(x, y, scale_weights, strict=True)):
-        covariance = _blur_inside(a.image * b.image) - a.mean * b.mean
-        maps = _contrast_structure(a.variance, b.variance, covariance)
-        if number == len(scale_weights) - 1:
-            maps = maps * _luminance(a.mean, b.mean)
-        factor = maps.mean(dim=(2, 3)).clamp(0, 1) ** weight  # rounding may lead past 1
-        result = factor if result is None else result * factor
-    assert result is not None
-    return result.mean(dim=1)
-
-
-def masked_ms_ssim(
-    x: Float[Tensor, "n 3 h w"],
-    y: Float[Tensor, "n 3 h w"],
-    weight: Float[Tensor, "n 1 h w"],
-    *,
-    scale_weights: tuple[float, ...] = SCALE_WEIGHTS,
-) -> Float[Tensor, " n"]:
-    """MS-SSIM of a region: every mean, variance and average counts a pixel by its `weight` in [0, 1].
-
-    Windows are normalised by the blur of the weights, so no pixel of weight 0 has any effect at any scale, and windows
-    reach over the border of the image as they reach over the border of the region (plain MS-SSIM keeps to windows
-    that lie inside), so any size will do. Symmetric in x and y.
-
-    Returns:
-        Similarities in [0, 1]; 1 for regions that are equal; NaN where the region is empty.
-    """
-    _check_shapes(x, y)
-    result = x.new_ones(x.shape[:2])
-    empty = weight.sum(dim=(1, 2, 3)) < 1
-    for scale, exponent in enumerate(scale_weights):
-        if scale:
-            x, y, weight = _masked_halves(x, y, weight)
-        luminance, cs = _masked_ssim_maps(x, y, weight)
-        last = scale == len(scale_weights) - 1
-        maps = luminance * cs if last else cs
-        factor = (maps * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3)).clamp_min(_MIN_WEIGHT)
-        result = result * factor.clamp(0, 1) ** exponent
-    return torch.where(empty, torch.nan, result.mean(dim=1))
-
-
-def _check_shapes(x: Tensor, y: Tensor) -> None:
+def check_shapes(x: Tensor, y: Tensor) -> None:
+    """Raise InputError unless both batches have one shape."""
     if x.shape != y.shape:
         raise InputError("two batches of one shape", f"{tuple(x.shape)} and {tuple(y.shape)}", cure="Resize first.")
 
 
-def _check_size(x: Tensor, num_scales: int) -> None:
+def check_size(shape: Sequence[int], num_scales: int = len(SCALE_WEIGHTS)) -> None:
+    """Raise InputError unless images of this height and width hold that many scales."""
     smallest = (WINDOW_SIZE - 1) * 2 ** (num_scales - 1) + 1
-    if min(x.shape[-2:]) < smallest:
+    if min(shape) < smallest:
         cure = "Score at a larger size, or with fewer scales."
-        raise InputError(f"sides of at least {smallest} px for {num_scales} scales", tuple(x.shape[-2:]), cure=cure)
+        raise InputError(f"sides of at least {smallest} px for {num_scales} scales", tuple(shape), cure=cure)
 
 
-def _blur_inside(planes: Tensor) -> Tensor:
-    """Gaussian means of the windows that lie inside the image."""
-    rows, columns = (_blur_matrix(side, "valid", planes.dtype, planes.device) for side in planes.shape[-2:])
-    return rows @ planes @ columns.mT
-
-
-def _masked_ssim_maps(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    rows, columns = (_blur_matrix(side, "same", x.dtype, x.device) for side in x.shape[-2:])
-    total = (rows @ weight @ columns.mT).clamp_min(_MIN_WEIGHT)
-
-    def blur(planes: Tensor) -> Tensor:
-        return rows @ (planes * weight) @ columns.mT / total
-
-    # about 1/2, so that small windows of bright pixels do not cancel
-    x, y = x - 0.5, y - 0.5
-    mean_x, mean_y = blur(x), blur(y)
-    # rounding may leave variances a little under 0, as it may covariances: clamped alone, equal regions would differ
-    variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    covariance = blur(x * y) - mean_x * mean_y
-    cs = _contrast_structure(variance_x, variance_y, covariance)
-    return _luminance(mean_x + 0.5, mean_y + 0.5), cs
+def contrast_structure(variance_x: Tensor, variance_y: Tensor, covariance: Tensor) -> Tensor:
+    """cs of windows."""
+    return (2 * covariance + _C2) / (variance_x + variance_y + _C2)
 
 
 def _luminance(mean_x: Tensor, mean_y: Tensor) -> Tensor:
     return (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
-
-
-def _contrast_structure(variance_x: Tensor, variance_y: Tensor, covariance: Tensor) -> Tensor:
-    return (2 * covariance + _C2) / (variance_x + variance_y + _C2)
-
-
-def _masked_halves(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Halve the resolution; a coarse pixel is the weighted mean of its four, its weight their mean.
-
-    The last row or column of an odd side makes coarse pixels of its own, so that a region there is not lost.
-    """
-    half, sum_x, sum_y = (F.avg_pool2d(planes, 2, ceil_mode=True) for planes in (weight, x * weight, y * weight))
-    total = half.clamp_min(_MIN_WEIGHT)
-    return sum_x / total, sum_y / total, half
-
-
-@cache
-def _blur_matrix(side: int, mode: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Gaussian blur of a line of `side` pixels as a banded matrix: [side - 10, side] (valid) or [side, side] (same)."""
-    offset = torch.arange(WINDOW_SIZE, dtype=torch.float64) - WINDOW_SIZE // 2
-    kernel = torch.exp(-(offset**2) / (2 * SIGMA**2))
-    kernel = kernel / kernel.sum()
-    wide = torch.zeros(side, side + WINDOW_SIZE - 1, dtype=torch.float64)
-    for row in range(side):
-        wide[row, row : row + WINDOW_SIZE] = kernel
-    reach = WINDOW_SIZE // 2
-    band = wide[:, reach : reach + side]
-    return (band[reach : side - reach] if mode == "valid" else band).to(dtype).to(device).contiguous()

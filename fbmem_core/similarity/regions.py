@@ -9,7 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fbmem_core.audit import Region
-from fbmem_core.similarity.ms_ssim import masked_ms_ssim, ms_ssim
+from fbmem_core.errors import InputError
+from fbmem_core.similarity.masked import Background, Foreground
+from fbmem_core.similarity.ms_ssim import Measure, Plain, check_shapes, compare
+
+MEASURES: dict[Region, dict[str, Measure]] = {
+    "masked": {"full": Plain(), "foreground": Foreground(), "background": Background()},
+    "composite": {"full": Plain(), "foreground": Plain(on="black"), "background": Plain(on="white")},
+}
 
 
 @dataclass(frozen=True)
@@ -40,25 +47,18 @@ def region_similarity(
     fill agrees by construction, so unrelated pictures score high and moved objects spoil a copied background.
     `masked`: MS-SSIM over the region's pixels alone. The foreground region is the union of the two foregrounds, so that
     another outline counts against a match; the background region is the background that both have, so that a moved
-    object does not. Half-transparent border pixels, a mixture of both regions, belong to neither.
+    object does not. A matte of NaN is undecided.
+
+    Raises:
+        InputError: Shapes differ, a region definition is unknown, or a side is under 161 px.
     """
-    return RegionSimilarity(ms_ssim(x, y), *regional(x, y, alpha_x, alpha_y, region=region))
-
-
-def regional(
-    x: Tensor, y: Tensor, alpha_x: Tensor, alpha_y: Tensor, *, region: Region
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Foreground and background similarity alone; see `region_similarity`."""
-    if region == "composite":
-        undecided = (alpha_x + alpha_y).isnan().any(dim=(1, 2, 3))
-        foreground = ms_ssim(x * alpha_x, y * alpha_y)
-        background = ms_ssim(x + (1 - x) * alpha_x, y + (1 - y) * alpha_y)
-        return foreground.masked_fill(undecided, torch.nan), background.masked_fill(undecided, torch.nan)
-    union = torch.maximum(_sure(alpha_x), _sure(alpha_y))
-    common = torch.minimum(_sure(1 - alpha_x), _sure(1 - alpha_y))
-    return masked_ms_ssim(x, y, union), masked_ms_ssim(x, y, common)
-
-
-def _sure(alpha: Tensor) -> Tensor:
-    """0 up to half coverage, then straight to 1: how surely a pixel shows the region and nothing else."""
-    return (2 * alpha - 1).clamp(0, 1)
+    check_shapes(x, y)
+    check_shapes(alpha_x, alpha_y)
+    if region not in MEASURES:
+        raise InputError(f"one of {', '.join(MEASURES)}", f"`{region}`", where="region", cure="Choose one.")
+    undecided = (alpha_x + alpha_y).isnan().any(dim=(1, 2, 3))
+    found = {}
+    for criterion, measure in MEASURES[region].items():
+        value = compare(measure, measure.scales(x, alpha_x.nan_to_num()), measure.scales(y, alpha_y.nan_to_num()))
+        found[criterion] = value if criterion == "full" else value.masked_fill(undecided, torch.nan)
+    return RegionSimilarity(**found)

@@ -1,43 +1,165 @@
-"""Time per pair of the similarities, as ratios to pytorch-msssim on the same pairs in the same run."""
+"""Time per pair: the loop of the paper's script, batched brute force, and the engine, in one run.
 
+Pictures are crops of photographs with a drawn object before them; one generation in ten copies a reference, its
+foreground or its background. `python -m tests.benchmarks similarity [GENERATIONS REFERENCES SIZE]`.
+"""
+
+import resource
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
-from fbmem_core.similarity.ms_ssim import ms_ssim, pyramid, pyramid_ms_ssim
-from fbmem_core.similarity.regions import regional
+from fbmem_core.audit import TAU
+from fbmem_core.canary.pictures import draw_object, random_creature, random_object
+from fbmem_core.image_sets import ImageSet, Planes
+from fbmem_core.neighbors import FLOOR, nearest_references
+from fbmem_core.similarity.regions import MEASURES, region_similarity
 
-NUM_PAIRS = 16
-REPEATS = 3
+NUM_LOOP_PAIRS = 4
+NUM_BRUTE_PAIRS = 16
+NUM_COMPLETE = 20  # generations at floor 0
+GROWTH = (500, 5_000, 50_000)
+GROWTH_SIZE = 176
 
 
-def main() -> None:
-    """Print a table for two sizes."""
-    import pytorch_msssim
+def main(num_generations: int = 200, num_references: int = 500, size: int = 512) -> None:
+    """Print a table, and how the time grows with the number of references."""
+    references = pictures(num_references, size, seed=1, prefix="r")
+    generations = pictures(num_generations, size, seed=2, prefix="g", copied=references)
+    print(
+        f"similarity: {num_generations} x {num_references} pictures of {size} px, {torch.get_num_threads()} threads; "
+        "times include what is computed once per image"
+    )
+    loop = _time_loop(generations, references)
+    print(f"{'ms per pair':>12} {'x loop':>8} {'x brute':>8}  what")
+    print(
+        f"{loop:>12.3f} {1:>8} {'':>8}  loop: open, resize, torchmetrics on foreground and background, a pair at a time"
+    )
+    for region in MEASURES:
+        brute = _time_brute(generations, references, region)
+        print(f"{brute:>12.3f} {loop / brute:>8.1f} {1:>8}  {region}, batched brute force")
+        for what, floor, top_k, few in (
+            ("labels alone (floor 0.8)", TAU, 0, num_generations),
+            ("default floor (0.6)", FLOOR, 5, num_generations),
+            (f"floor 0, exact top 5 ({NUM_COMPLETE} generations)", 0.0, 5, NUM_COMPLETE),
+        ):
+            asked = generations.select(range(min(few, num_generations)))
+            run = partial(nearest_references, asked, references, region=region, floor=floor, top_k=top_k)
+            took = _seconds(lambda run=run: list(run()))
+            each = 1000 * took / len(asked) / num_references
+            print(f"{each:>12.3f} {loop / each:>8.0f} {brute / each:>8.1f}  {region}, {what}")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+    _print_growth()
 
-    print(f"similarity: {NUM_PAIRS} pairs a batch, best of {REPEATS}, {torch.get_num_threads()} threads")
-    print(f"{'size':>5} {'what':<34} {'ms per pair':>12} {'x faster':>9}")
-    for size in (176, 256):
-        torch.manual_seed(0)
-        x, y = torch.rand(2, NUM_PAIRS, 3, size, size)
-        alpha = torch.zeros(NUM_PAIRS, 1, size, size)
-        alpha[..., size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
-        prepared = pyramid(y)
-        cases: dict[str, Callable[[], object]] = {
-            "pytorch-msssim, one pair at a time": lambda x=x, y=y: [
-                pytorch_msssim.ms_ssim(x[i : i + 1], y[i : i + 1], data_range=1.0) for i in range(NUM_PAIRS)
-            ],
-            "ms_ssim, batched": lambda x=x, y=y: ms_ssim(x, y),
-            "one image against pyramids": lambda x=x, p=prepared: pyramid_ms_ssim(pyramid(x[:1]), p),
-            "composite, both regions": lambda x=x, y=y, a=alpha: regional(x, y, a, a, region="composite"),
-            "masked, both regions": lambda x=x, y=y, a=alpha: regional(x, y, a, a, region="masked"),
-        }
-        baseline = 0.0
-        for name, run in cases.items():
-            seconds = min(_seconds(run) for _ in range(REPEATS))
-            baseline = baseline or seconds
-            print(f"{size:>5} {name:<34} {seconds / NUM_PAIRS * 1000:>12.2f} {baseline / seconds:>9.1f}")
+
+def pictures(num: int, size: int, *, seed: int, prefix: str, copied: ImageSet | None = None) -> ImageSet:
+    """Crops of photographs with drawn objects; of each ten, one copies the whole, one or the other region."""
+    from sklearn.datasets import load_sample_images
+
+    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    rng = np.random.default_rng(seed)
+    images, alphas = np.empty((num, size, size, 3), np.uint8), np.empty((num, size, size), np.uint8)
+    for row in range(num):
+        scenery = _crop(rng, photographs, size)
+        texture = _crop(rng, photographs, size)
+        color, alpha = draw_object(random_creature(rng) if row % 2 else random_object(rng), size=size)
+        foreground = 0.6 * color + 0.4 * texture
+        if copied is not None and row % 10 == 0:
+            source = row // 10 % len(copied)
+            known, known_alpha = copied.images[source].astype(float), copied.alphas[source] / 255
+            kind = row // 10 % 3
+            if kind < 2:
+                foreground, alpha = known, known_alpha
+            if kind != 1:
+                scenery = known
+        mixed = scenery * (1 - alpha[..., None]) + foreground * alpha[..., None] + rng.normal(size=(size, size, 1)) * 3
+        images[row], alphas[row] = np.clip(mixed, 0, 255).round(), np.round(alpha * 255)
+    return ImageSet(tuple(f"{prefix}{row}" for row in range(num)), images, alphas, np.ones(num, bool))
+
+
+def _crop(rng: np.random.Generator, photographs: list[Image.Image], size: int) -> np.ndarray:
+    photograph = photographs[rng.integers(len(photographs))]
+    side = rng.uniform(0.2, 0.9) * min(photograph.size)
+    left, top = (rng.uniform(0, length - side) for length in photograph.size)
+    crop = photograph.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    pixels = np.asarray(crop, dtype=float)[:, :: rng.choice((-1, 1))]
+    pixels = np.rot90(pixels, rng.integers(4))[..., rng.permutation(3)]
+    return np.clip((pixels - 128) * rng.uniform(0.6, 1.2) + 128 + rng.uniform(-30, 30), 0, 255)
+
+
+def _time_loop(generations: ImageSet, references: ImageSet) -> float:
+    """Milliseconds a pair of what the paper's script does, with its torchmetrics."""
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for name, images in (("g", generations), ("r", references)):
+            for kind in ("image", "foreground", "background"):
+                paths.append(Path(folder) / f"{name}-{kind}.png")
+                alpha = images.alphas[0][..., None] / 255
+                masked = {"image": 1, "foreground": alpha, "background": 1 - alpha}[kind]
+                Image.fromarray((images.images[0] * masked).astype(np.uint8)).save(paths[-1])
+
+        def read(path: Path) -> torch.Tensor:
+            image = Image.open(path).convert("RGB").resize((512, 512), Image.Resampling.LANCZOS)
+            return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)[None]
+
+        def pair() -> None:
+            for kind in (1, 2):
+                ms_ssim(read(paths[kind]), read(paths[3 + kind]), data_range=1.0)
+
+        return 1000 * _seconds(lambda: [pair() for _ in range(NUM_LOOP_PAIRS)]) / NUM_LOOP_PAIRS
+
+
+def _time_brute(generations: ImageSet, references: ImageSet, region: str) -> float:
+    rows = torch.arange(4)
+    (x, alpha_x), (y, alpha_y) = generations.tensors(rows), references.tensors(rows)
+
+    def run() -> None:
+        for _ in range(NUM_BRUTE_PAIRS // len(rows)):
+            region_similarity(x, y, alpha_x, alpha_y, region=region)  # type: ignore[arg-type]
+
+    return 1000 * _seconds(run) / NUM_BRUTE_PAIRS
+
+
+def _print_growth() -> None:
+    """Time of a few generations against ever more references on disk, and the exponent of its growth."""
+    few = pictures(200, GROWTH_SIZE, seed=3, prefix="r")
+    asked = pictures(10, GROWTH_SIZE, seed=4, prefix="g", copied=few)
+    took = []
+    for num in GROWTH:
+        with tempfile.TemporaryDirectory() as folder:
+            planes = Planes(_on_disk(few, num, Path(folder)), "masked")
+            took.append(_seconds(lambda planes=planes: list(nearest_references(asked, planes))))
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        what = f"{len(asked)} x {num} at {GROWTH_SIZE} px, references on disk"
+        print(f"{what}: {took[-1]:.1f} s, peak memory {memory:.1f} GiB")
+    exponent = np.polyfit(np.log(GROWTH), np.log(took), 1)[0]
+    print(f"time grows with the number of references to the power of {exponent:.2f}")
+
+
+def _on_disk(few: ImageSet, num: int, folder: Path) -> ImageSet:
+    """`num` references on disk: those of `few`, shifted, so that no two are the same."""
+    arrays = {
+        "images": (num, few.size, few.size, 3), "alphas": (num, few.size, few.size), "decided": (num,),
+    }  # fmt: skip
+    made = {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=getattr(few, name).dtype, shape=shape)
+        for name, shape in arrays.items()
+    }
+    for row in range(num):
+        shift = (row // len(few) * 7 % few.size, row // len(few) * 13 % few.size)
+        made["images"][row] = np.roll(few.images[row % len(few)], shift, axis=(0, 1))
+        made["alphas"][row] = few.alphas[row % len(few)]
+        made["decided"][row] = True
+    return ImageSet(tuple(map(str, range(num))), made["images"], made["alphas"], made["decided"], folder)
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -47,4 +169,4 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

@@ -65,6 +65,8 @@ def test_a_minimal_audit_has_the_values_of_the_paper(folder):
             "tau": 0.8,
             "beta": 0.03,
             "top_k": 5,
+            "floor": None,
+            "device": "auto",
         },
     }
 
@@ -102,6 +104,29 @@ def test_an_empty_section_has_its_defaults(folder):
 def test_one_region_or_rule_needs_no_list(folder):
     audit = load_audit(write(folder, similarity={"region": "composite", "rule": "release"}))
     assert (audit.similarity.region, audit.similarity.rule) == (["composite"], ["release"])
+
+
+@pytest.mark.parametrize(
+    ("similarity", "lowest"),
+    [
+        ({}, 0.6),
+        ({"tau": 0.5}, 0.3),
+        ({"tau": 0.1}, 0.0),
+        ({"floor": 0.25}, 0.25),
+        ({"floor": 0}, 0.0),
+        ({"tau": 0.7, "floor": 0.7}, 0.7),
+        ({"floor": None}, 0.6),
+    ],
+    ids=str,
+)
+def test_the_floor_is_a_little_below_tau_and_never_below_0_unless_the_file_says_otherwise(folder, similarity, lowest):
+    assert load_audit(write(folder, similarity=similarity)).similarity.lowest == pytest.approx(lowest)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:1"])
+def test_the_comparison_has_a_device_of_its_own(folder, device):
+    audit = load_audit(write(folder, similarity={"device": device}))
+    assert (audit.similarity.device, audit.sampling.device) == (device, "auto")
 
 
 def test_each_prompt_has_consecutive_seeds_as_many_as_its_kind_asks_for(folder):
@@ -143,6 +168,11 @@ def test_an_audit_cannot_be_changed(folder):
         ({"sampling": {"guidance_scale": float("nan")}}, ["Expected sampling.guidance_scale", "but got `nan`"]),
         ({"similarity": {"size": 160}}, ["Expected similarity.size to be greater than or equal to 161", "`160`"]),
         ({"similarity": {"tau": 1.5}}, ["Expected similarity.tau to be less than or equal to 1", "`1.5`"]),
+        ({"similarity": {"floor": 0.9}}, ["Expected similarity.floor to be at most tau (0.8)", "`0.9`", "Change `sim"]),
+        ({"similarity": {"tau": 0.5, "floor": 0.6}}, ["similarity.floor to be at most tau (0.5)", "`0.6`"]),
+        ({"similarity": {"floor": -0.1}}, ["Expected similarity.floor to be greater than or equal to 0", "`-0.1`"]),
+        ({"similarity": {"floor": 1.5}}, ["Expected similarity.floor to be less than or equal to 1", "`1.5`"]),
+        ({"similarity": {"device": "gpu"}}, ["Expected similarity.device", "`gpu`", "Change `similarity.device`."]),
         ({"similarity": {"beta": 0.5}}, ["Expected similarity.beta to be less than 0.5", "`0.5`"]),
         ({"similarity": {"region": "mask"}}, ["Expected similarity.region.0 to be 'masked' or 'composite'", "`mask`"]),
         ({"similarity": {"rule": []}}, ["Expected similarity.rule", "at least 1 item", "Change `similarity.rule`."]),

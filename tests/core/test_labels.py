@@ -157,3 +157,25 @@ def test_the_average_needs_both_regions():
     assert PairSimilarity("a", 0.1, 0.4, 0.8).average == pytest.approx(0.6)
     assert PairSimilarity("a", 0.1, None, 0.8).average is None
     assert PairSimilarity("a", 0.1, 0.4, None).average is None
+
+
+@pytest.mark.parametrize(
+    ("fraction", "foreground", "background", "label"),
+    [
+        (0.7, 0.95, 0.2, "FM"),  # a large copied foreground, though the whole image is similar
+        (0.05, 0.2, 0.95, "BM"),  # a small new object before a copied background
+        (0.4, 0.9, 0.9, "VM"),
+        (0.4, 0.2, 0.2, "NM"),
+        (0.01, None, 0.95, "VM"),  # there is nothing but background, and it is copied
+        (0.99, 0.95, None, "VM"),
+        (0.01, 0.95, 0.2, "NM"),
+    ],
+)
+def test_rule_regions_asks_every_region_and_not_the_whole(fraction, foreground, background, label):
+    found = label_pair(0.95, foreground, background, foreground_fraction=fraction, rule="regions")
+    assert found == label
+
+
+def test_rule_regions_asks_the_whole_where_the_matte_is_undecided():
+    assert label_pair(0.95, None, None, foreground_fraction=None, rule="regions") == "VM"
+    assert label_pair(0.5, None, None, foreground_fraction=None, rule="regions") is None

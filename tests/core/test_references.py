@@ -142,12 +142,12 @@ def test_an_unusable_manifest_is_refused_with_the_cure(tmp_path, content, messag
 
 def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(InputError, match=r"Expected images \(\.bmp, .*\), but got none in .*\. Put the reference"):
+    with pytest.raises(InputError, match=r"Expected images \(\.bmp, .*\), but got none in .*\. Put them there"):
         list(read_references(tmp_path))
 
 
 def test_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"a folder of reference images, but got no such folder in .*nowhere"):
+    with pytest.raises(InputError, match=r"a folder of images, but got no such folder in .*nowhere"):
         list(read_references(tmp_path / "nowhere"))
 
 

@@ -1,21 +1,35 @@
 """Region similarity: what of two pictures is compared, by both definitions."""
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fbmem_core.audit import CRITERIA
-from fbmem_core.similarity.ms_ssim import ms_ssim
-from fbmem_core.similarity.regions import region_similarity
-from tests.core.test_ms_ssim import SIDE, images, patch
+from fbmem_core.errors import InputError
+from fbmem_core.similarity.ms_ssim import Similarity, ms_ssim
+from fbmem_core.similarity.regions import MEASURES, region_similarity
+from tests.core.test_ms_ssim import SIDE, images, patch, variant
 
 REGIONS = ["masked", "composite"]
 BLOB = patch(50, 60, 70, 60)
+EVERY_MEASURE = [measure for region in REGIONS for measure in MEASURES[region].values()]
+NAMES = [f"{region}-{criterion}" for region in REGIONS for criterion in MEASURES[region]]
 
 
 def compose(foreground, background, alpha):
     return foreground * alpha + background * (1 - alpha)
+
+
+def bounds(measure, x, y, alpha_x, alpha_y):
+    """What is known of each pair after none, one, two, ... and all scales."""
+    planes = measure.scales(x, alpha_x), measure.scales(y, alpha_y)
+    found = Similarity.begin((len(x),), x.device)
+    yield found.value
+    for scale in reversed(range(5)):
+        found.multiply(scale, measure.maps(*(measure.statistics(side[scale]) for side in planes)))
+        yield found.value
 
 
 def values(similarity):
@@ -82,11 +96,10 @@ def test_composite_lays_foregrounds_on_black_and_backgrounds_on_white():
 
 
 @given(st.integers(0, 2**31 - 1))
-def test_masked_foregrounds_ignore_everything_outside_both_foregrounds(seed):
+def test_masked_foregrounds_ignore_everything_outside_their_own_foreground(seed):
     other = patch(40, 30, 50, 60)
-    union = torch.maximum(BLOB, other)
     x, y = images(seed), images(seed + 1)
-    changed = compose(x, images(seed + 2, grain=4), union), compose(y, images(seed + 3, grain=4), union)
+    changed = compose(x, images(seed + 2, grain=4), BLOB), compose(y, images(seed + 3, grain=4), other)
     before = region_similarity(x, y, BLOB, other).foreground
     after = region_similarity(*changed, BLOB, other).foreground
     torch.testing.assert_close(after, before, atol=1e-6, rtol=0)
@@ -143,3 +156,62 @@ def test_an_undecided_matte_leaves_only_the_whole_image_and_the_other_pairs(regi
         found = getattr(similarity, criterion)
         assert found[0].isnan()
         torch.testing.assert_close(found[1], getattr(expected, criterion)[1])
+
+
+@pytest.mark.parametrize("measure", EVERY_MEASURE, ids=NAMES)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    amount=st.floats(0, 1),
+    box=st.tuples(*[st.integers(0, SIDE - 1)] * 2, *[st.integers(1, SIDE)] * 2),
+)
+def test_a_similarity_never_rises_from_scale_to_scale(measure, seed, amount, box):
+    x = images(seed, 4)
+    y = variant(x, seed + 1, amount)
+    alpha = images(seed + 2, 2)[:, :1]
+    alpha_x = torch.cat([alpha[:1], patch(*box), BLOB, 1 - patch(*box)])
+    alpha_y = torch.cat([alpha[1:], patch(*box), patch(*box), 1 - BLOB])
+    coarser = torch.ones(4)
+    for finer in bounds(measure, x, y, alpha_x, alpha_y):
+        # an empty region is known at the finest scale alone: its bound was 1 until then
+        assert (finer.nan_to_num(0) <= coarser).all()
+        coarser = finer.nan_to_num(0)
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_the_finest_scale_makes_the_bound_the_similarity(region):
+    x, y = images(1), variant(images(1), 2, 0.3)
+    alpha_x, alpha_y = patch(40, 30, 50, 60), BLOB
+    expected = region_similarity(x, y, alpha_x, alpha_y, region=region)
+    for criterion, measure in MEASURES[region].items():
+        *coarser, value = bounds(measure, x, y, alpha_x, alpha_y)
+        assert value.item() == getattr(expected, criterion).item()
+        assert coarser[1] < 1
+
+
+def refused(*args, **kwargs):
+    """The message of the refusal."""
+    jaxtyping.config.update("jaxtyping_disable", True)  # or the checked signature would refuse them first
+    try:
+        with pytest.raises(InputError) as caught:
+            region_similarity(*args, **kwargs)
+        return str(caught.value)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_an_unknown_region_is_refused_with_the_known_ones():
+    x = images(1)
+    text = refused(x, x, BLOB, BLOB, region="mask")
+    assert text == "Expected one of masked, composite, but got `mask` in region. Choose one."
+
+
+def test_mattes_and_images_of_different_shapes_are_refused():
+    x, larger = images(1), images(1, 1, SIDE + 16)
+    assert "two batches of one shape" in refused(x, larger, BLOB, BLOB)
+    assert "two batches of one shape" in refused(x, x, BLOB, larger[:, :1])
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_a_side_too_small_for_five_scales_is_refused(region):
+    x = images(1, 1, 160)
+    assert "sides of at least 161 px" in refused(x, x, x[:, :1], x[:, :1], region=region)

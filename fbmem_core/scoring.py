@@ -1,0 +1,193 @@
+"""Score a folder of generated images against a folder of references, without a model: labels and nearest references."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from fbmem_core.audit import Similarity
+from fbmem_core.diffusion.checkpoint import choose_device
+from fbmem_core.errors import InputError
+from fbmem_core.image_sets import ImageSet, Planes, load_image_set
+from fbmem_core.labels import label_generation
+from fbmem_core.neighbors import nearest_references, pair_similarities
+from fbmem_core.references import ReferenceImage, open_rgb, read_references
+from fbmem_core.segmentation import Segmenter
+
+_IN_MEMORY_BYTES = 2 * 2**30
+_BLOCK = 256  # generated images that are held at once
+LABELS = {
+    "generation": pl.String, "label": pl.String,
+    "full": pl.Float64, "foreground": pl.Float64, "background": pl.Float64,
+    "full_reference": pl.String, "foreground_reference": pl.String, "background_reference": pl.String,
+}  # fmt: skip
+NEIGHBORS = {
+    "generation": pl.String, "criterion": pl.String, "rank": pl.Int64, "reference": pl.String,
+    "similarity": pl.Float64, "complete": pl.Boolean,
+}  # fmt: skip
+REJECTED = {"folder": pl.String, "item": pl.String, "reason": pl.String}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`labels`: a row per generation; `neighbors`: per generation, criterion and rank; `rejected`: per bad file."""
+
+    labels: pl.DataFrame
+    neighbors: pl.DataFrame
+    rejected: pl.DataFrame
+
+
+def score_folders(
+    generated: Path,
+    references: Path,
+    settings: Similarity | None = None,
+    *,
+    generated_masks: Path | None = None,
+    reference_masks: Path | None = None,
+    segmenter: str = "birefnet-general",
+    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Scores:
+    """Label every image of a folder by its similarity to the images of another.
+
+    Args:
+        generated: Folder of generated images, of any common format and size.
+        references: Folder of training images.
+        settings: How they are compared; of several regions and rules the first counts.
+        generated_masks: Folder of masks, PNGs of the same stem (white = foreground); None: they are segmented.
+        reference_masks: The same for the references.
+        segmenter: A rembg model name or the path of an ONNX file, for folders without masks.
+        report: Called with what is being done, how much of it is, and how much there is.
+
+    Raises:
+        InputError: A folder holds no usable image, a mask is missing or of another size than its image.
+        WeightsNotFoundError: The segmenter's weights cannot be had.
+    """
+    settings = settings or Similarity()
+    region, rule, size = settings.region[0], settings.rule[0], settings.size
+    device = choose_device(settings.device)
+    ours, theirs = _usable(generated, "generated images"), _usable(references, "references")
+    maker = _MatteMaker(segmenter)
+    with tempfile.TemporaryDirectory(prefix="fbmem-") as scratch:
+        mattes = Path(scratch) / "mattes"
+        found = _items(references, theirs.usable, reference_masks, maker, mattes / "references", report)
+        folder = Path(scratch) / "references" if 4 * size**2 * len(found) > _IN_MEMORY_BYTES else None
+        images = load_image_set(
+            found, size=size, folder=folder, report=lambda done: report("reading references", done, len(found))
+        )
+        planes = Planes(images, region, device=device)
+        asked = _items(generated, ours.usable, generated_masks, maker, mattes / "generated", report)
+        labels: list[dict[str, Any]] = []
+        neighbors: list[dict[str, Any]] = []
+        for first in range(0, len(asked), _BLOCK):
+            block = load_image_set(asked[first : first + _BLOCK], size=size)
+            nearest = dict(
+                nearest_references(
+                    block,
+                    planes,
+                    region=region,
+                    top_k=settings.top_k,
+                    floor=settings.lowest,
+                    tau=settings.tau,
+                    device=device,
+                )
+            )
+            neighbors += _neighbor_rows(nearest)
+            pairs = sorted({(name, row.reference_id) for name, rows in nearest.items() for row in rows})
+            fractions = _fractions(block)
+            for name, similarities in pair_similarities(block, planes, pairs, region=region, device=device):
+                label = label_generation(
+                    similarities, foreground_fraction=fractions[name], rule=rule, tau=settings.tau, beta=settings.beta
+                )
+                row = {column.removesuffix("_id"): value for column, value in asdict(label).items()}
+                labels.append({"generation": name, **row})
+            report("comparing", min(first + _BLOCK, len(asked)), len(asked))
+    rejected = [
+        {"folder": str(folder), "item": entry.path, "reason": entry.reason}
+        for folder, entries in ((generated, ours.rejected), (references, theirs.rejected))
+        for entry in entries
+    ]
+    return Scores(
+        pl.DataFrame(labels, schema=LABELS),
+        pl.DataFrame(neighbors, schema=NEIGHBORS),
+        pl.DataFrame(rejected, schema=REJECTED),
+    )
+
+
+@dataclass(frozen=True)
+class _Folder:
+    usable: tuple[ReferenceImage, ...]
+    rejected: tuple[ReferenceImage, ...]
+
+
+def _usable(folder: Path, what: str) -> _Folder:
+    """The images of a folder; a second file of one content counts too, it is only a reference that needs to be once."""
+    entries = tuple(read_references(folder))
+    accepted = ("ok",) if what == "references" else ("ok", "duplicate", "placeholder")
+    usable = tuple(entry for entry in entries if entry.status in accepted and entry.width)
+    if not usable:
+        reason = next((entry.reason for entry in entries if entry.reason), None) or "none"
+        raise InputError(f"usable {what}", f"none ({reason})", where=folder, cure="Put images there.")
+    return _Folder(usable, tuple(entry for entry in entries if entry not in usable))
+
+
+class _MatteMaker:
+    """Segments an image and keeps its matte as a file; the segmenter is opened when it is first needed."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._segmenter: Segmenter | None = None
+
+    def __call__(self, image: Path, path: Path) -> Path | None:
+        self._segmenter = self._segmenter or Segmenter(self._model)
+        matte = self._segmenter.matte(open_rgb(image))
+        if matte.alpha is None:
+            return None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        matte.to_image().save(path)
+        return path
+
+
+def _items(
+    folder: Path,
+    entries: tuple[ReferenceImage, ...],
+    masks: Path | None,
+    make: _MatteMaker,
+    scratch: Path,
+    report: Callable[[str, int, int], None],
+) -> list[tuple[str, Path, Path | None]]:
+    items: list[tuple[str, Path, Path | None]] = []
+    for number, entry in enumerate(entries, start=1):
+        path = folder / entry.path
+        if masks is not None:
+            items.append((entry.reference_id, path, _mask_of(entry, masks)))
+            continue
+        items.append((entry.reference_id, path, make(path, scratch / f"{number}.png")))
+        report(f"segmenting {folder.name}", number, len(entries))
+    return items
+
+
+def _mask_of(entry: ReferenceImage, masks: Path) -> Path:
+    path = masks / Path(entry.path).with_suffix(".png")
+    if not path.is_file():
+        cure = "Add it, or leave the masks to the segmenter."
+        raise InputError(f"a mask for {entry.path}", f"no file {path.name}", where=masks, cure=cure)
+    return path
+
+
+def _fractions(images: ImageSet) -> dict[str, float | None]:
+    return {
+        name: float((images.alphas[row] >= 128).mean()) if images.decided[row] else None
+        for row, name in enumerate(images.ids)
+    }
+
+
+def _neighbor_rows(nearest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, rows in nearest.items():
+        for row in rows:
+            fields = asdict(row)
+            yield {"generation": name, "reference": fields.pop("reference_id"), **fields}
