@@ -27,7 +27,7 @@ _PARTS = CRITERIA[:3]  # full, foreground, background; `average` is made of the 
 _BLOCK = 256  # generations that are looked at together, at most
 _STATE_BYTES = 256 * 2**20  # what is known of the pairs of one block
 _PLANE_BYTES = 256 * 2**20  # statistics of the generations of one block that are held at once
-_CHUNK_FLOATS = 2**21  # of the planes of references that are compared at once
+_CHUNK_FLOATS = 2**18  # of the planes of references that are compared at once, so that products stay in the cache
 
 
 @dataclass(frozen=True)

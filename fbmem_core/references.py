@@ -17,7 +17,7 @@ from fbmem_core.errors import InputError
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MANIFEST_NAME = "references.csv"
 # a dead link often serves a tiny or one-coloured picture instead of an error
-_MIN_SIDE = 8
+MIN_SIDE = 8
 _MAX_PIXELS = 200_000_000
 
 
@@ -156,7 +156,7 @@ def _look_at(folder: Path, reference: ReferenceImage) -> ReferenceImage:
     except InputError as error:
         return replace(reference, status="unreadable", sha256=sha256, reason=str(error))
     found = replace(reference, sha256=sha256, width=image.width, height=image.height)
-    if min(image.size) < _MIN_SIDE:
+    if min(image.size) < MIN_SIDE:
         return replace(found, status="placeholder", reason=f"only {image.width}x{image.height} px")
     if len(image.getcolors(2) or ()) == 1:
         return replace(found, status="placeholder", reason="a single colour")

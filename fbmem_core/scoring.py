@@ -16,7 +16,7 @@ from fbmem_core.errors import InputError
 from fbmem_core.image_sets import ImageSet, Planes, load_image_set
 from fbmem_core.labels import label_generation
 from fbmem_core.neighbors import nearest_references, pair_similarities
-from fbmem_core.references import ReferenceImage, open_rgb, read_references
+from fbmem_core.references import MIN_SIDE, ReferenceImage, open_rgb, read_references
 from fbmem_core.segmentation import Segmenter
 
 _IN_MEMORY_BYTES = 2 * 2**30
@@ -125,10 +125,12 @@ class _Folder:
 
 
 def _usable(folder: Path, what: str) -> _Folder:
-    """The images of a folder; a second file of one content counts too, it is only a reference that needs to be once."""
+    """The images of a folder. Generated ones may repeat or be of a single colour; references may not."""
     entries = tuple(read_references(folder))
     accepted = ("ok",) if what == "references" else ("ok", "duplicate", "placeholder")
-    usable = tuple(entry for entry in entries if entry.status in accepted and entry.width)
+    usable = tuple(
+        entry for entry in entries if entry.status in accepted and min(entry.width or 0, entry.height or 0) >= MIN_SIDE
+    )
     if not usable:
         reason = next((entry.reason for entry in entries if entry.reason), None) or "none"
         raise InputError(f"usable {what}", f"none ({reason})", where=folder, cure="Put images there.")

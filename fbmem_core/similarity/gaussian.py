@@ -21,20 +21,25 @@ _CACHE_FLOATS = 2**19  # of the shifted planes, so many at a time that they stay
 def blur_inside(planes: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n y x"]:
     """Gaussian means of the windows that lie inside the image: ten rows and columns fewer."""
     if max(planes.shape[-2:]) > _DENSE_SIDE:
-        flat = planes.flatten(0, -3)
-        parts = flat.split(max(1, _CACHE_FLOATS // flat[0].numel()))
-        blurred = torch.cat([_sum_shifted(_sum_shifted(part, -1), -2) for part in parts])
-        return blurred.unflatten(0, planes.shape[:-2])
+        return _blur_shifted(planes, reach=0)
     rows, columns = (_inside_matrix(side, planes.dtype, planes.device) for side in planes.shape[-2:])
     return rows @ planes @ columns.mT
 
 
-def blur(planes: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n h w"]:
-    """Gaussian means of the windows about every pixel; outside the image is zero."""
-    if max(planes.shape[-2:]) > _DENSE_SIDE:
-        return blur_inside(F.pad(planes, (_REACH,) * 4))
-    rows, columns = (_same_matrix(side, planes.dtype, planes.device) for side in planes.shape[-2:])
-    return rows @ planes @ columns.mT
+def blur(*planes: Float[Tensor, "n _ h w"]) -> tuple[Float[Tensor, "n _ h w"], ...]:
+    """Gaussian means of the windows about every pixel, for each of some planes; outside the image is zero."""
+    if max(planes[0].shape[-2:]) > _DENSE_SIDE:
+        return tuple(_blur_shifted(some, reach=_REACH) for some in planes)
+    rows, columns = (_same_matrix(side, planes[0].dtype, planes[0].device) for side in planes[0].shape[-2:])
+    blurred = rows @ torch.cat(planes, dim=1) @ columns.mT
+    return blurred.split([some.shape[1] for some in planes], dim=1)
+
+
+def _blur_shifted(planes: Tensor, *, reach: int) -> Tensor:
+    flat = planes.flatten(0, -3)
+    parts = flat.split(max(1, _CACHE_FLOATS // flat[0].numel()))
+    blurred = [_sum_shifted(_sum_shifted(F.pad(part, (reach,) * 4), -1), -2) for part in parts]
+    return torch.cat(blurred).unflatten(0, planes.shape[:-2])
 
 
 @cache

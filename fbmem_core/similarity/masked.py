@@ -40,15 +40,15 @@ class Foreground(Measure):
         colors, weight = planes[:, :3], planes[:, 3:]
         # a pixel of weight w and colour c becomes sqrt(w) c: products of two images then weigh sqrt(w1 w2)
         root = colors / weight.clamp_min(_MIN_WEIGHT).sqrt()
-        return root, weight, blur(colors), blur(root * root)
+        return root, weight, *blur(colors, root * root)
 
     def maps(self, x: Statistics, y: Statistics) -> Maps:
         """Moments over the union, divided by how much of it a window sees."""
         union = torch.maximum(x[1], y[1])
-        blurred = blur(torch.cat([x[0] * y[0], union], dim=1))
-        total = blurred[:, 3:].clamp_min(_MIN_WEIGHT)
+        product, total = blur(x[0] * y[0], union)
+        total = total.clamp_min(_MIN_WEIGHT)
         mean_x, mean_y = x[2] / total, y[2] / total
-        covariance = blurred[:, :3] / total - mean_x * mean_y
+        covariance = product / total - mean_x * mean_y
         cs = contrast_structure(x[3] / total - mean_x**2, y[3] / total - mean_y**2, covariance)
         return Maps(mean_x + _GREY, mean_y + _GREY, cs, union)
 
@@ -77,9 +77,9 @@ class Background(Measure):
     def maps(self, x: Statistics, y: Statistics) -> Maps:
         """Moments over what is clear in both; all of them depend on the pair."""
         common = x[0] * y[0]
-        cross = x[1][:, :3] * y[1][:, :3]
-        blurred = blur(torch.cat([common, x[1] * y[0], y[1] * x[0], cross], dim=1))
-        moments = blurred[:, 1:] / blurred[:, :1].clamp_min(_MIN_WEIGHT)
-        mean_x, square_x, mean_y, square_y, product = moments.split(3, dim=1)
+        total, *sums = blur(common, x[1] * y[0], y[1] * x[0], x[1][:, :3] * y[1][:, :3])
+        mean_x, square_x, mean_y, square_y, product = (
+            part for moments in sums for part in (moments / total.clamp_min(_MIN_WEIGHT)).split(3, dim=1)
+        )
         cs = contrast_structure(square_x - mean_x**2, square_y - mean_y**2, product - mean_x * mean_y)
         return Maps(mean_x + _GREY, mean_y + _GREY, cs, common)
