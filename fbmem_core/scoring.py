@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from torch import Tensor
 
 from fbmem_core.audit import Similarity
 from fbmem_core.diffusion.checkpoint import choose_device
@@ -18,6 +19,7 @@ from fbmem_core.labels import label_generation
 from fbmem_core.neighbors import nearest_references, pair_similarities
 from fbmem_core.references import MIN_SIDE, ReferenceImage, open_rgb, read_references
 from fbmem_core.segmentation import Segmenter
+from fbmem_core.similarity.sscd import Sscd
 
 _IN_MEMORY_BYTES = 2 * 2**30
 _BLOCK = 256  # generated images that are held at once
@@ -30,16 +32,24 @@ NEIGHBORS = {
     "generation": pl.String, "criterion": pl.String, "rank": pl.Int64, "reference": pl.String,
     "similarity": pl.Float64, "complete": pl.Boolean,
 }  # fmt: skip
+SSCD = {
+    "generation": pl.String, "criterion": pl.String, "reference": pl.String, "similarity": pl.Float64,
+    "network": pl.String,
+}  # fmt: skip
 REJECTED = {"folder": pl.String, "item": pl.String, "reason": pl.String}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """`labels`: a row per generation; `neighbors`: per generation, criterion and rank; `rejected`: per bad file."""
+    """`labels`: a row per generation; `neighbors`: per generation, criterion and rank; `rejected`: per bad file.
+
+    `sscd`: per generation and criterion, the reference nearest by SSCD; empty without a network.
+    """
 
     labels: pl.DataFrame
     neighbors: pl.DataFrame
     rejected: pl.DataFrame
+    sscd: pl.DataFrame
 
 
 def score_folders(
@@ -50,6 +60,7 @@ def score_folders(
     generated_masks: Path | None = None,
     reference_masks: Path | None = None,
     segmenter: str = "birefnet-general",
+    sscd: Path | None = None,
     report: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Scores:
     """Label every image of a folder by its similarity to the images of another.
@@ -61,6 +72,7 @@ def score_folders(
         generated_masks: Folder of masks, PNGs of the same stem (white = foreground); None: they are segmented.
         reference_masks: The same for the references.
         segmenter: A rembg model name or the path of an ONNX file, for folders without masks.
+        sscd: TorchScript file of an SSCD network, by which the nearest references are given too.
         report: Called with what is being done, how much of it is, and how much there is.
 
     Raises:
@@ -81,6 +93,9 @@ def score_folders(
         )
         planes = Planes(images, region, device=device)
         asked = _items(generated, ours.usable, generated_masks, maker, mattes / "generated", report)
+        network = None if sscd is None else Sscd(sscd, device=device)
+        described = {} if network is None else network.region_descriptors(images)
+        by_sscd: list[dict[str, Any]] = []
         labels: list[dict[str, Any]] = []
         neighbors: list[dict[str, Any]] = []
         for first in range(0, len(asked), _BLOCK):
@@ -105,6 +120,8 @@ def score_folders(
                 )
                 row = {column.removesuffix("_id"): value for column, value in asdict(label).items()}
                 labels.append({"generation": name, **row})
+            if network is not None:
+                by_sscd += _nearest_by_sscd(network, block, described, images.ids)
             report("comparing", min(first + _BLOCK, len(asked)), len(asked))
     rejected = [
         {"folder": str(folder), "item": entry.path, "reason": entry.reason}
@@ -115,6 +132,7 @@ def score_folders(
         pl.DataFrame(labels, schema=LABELS),
         pl.DataFrame(neighbors, schema=NEIGHBORS),
         pl.DataFrame(rejected, schema=REJECTED),
+        pl.DataFrame(by_sscd, schema=SSCD),
     )
 
 
@@ -179,6 +197,17 @@ def _mask_of(entry: ReferenceImage, masks: Path) -> Path:
         cure = "Add it, or leave the masks to the segmenter."
         raise InputError(f"a mask for {entry.path}", f"no file {path.name}", where=masks, cure=cure)
     return path
+
+
+def _nearest_by_sscd(
+    network: Sscd, block: ImageSet, references: dict[str, Tensor], names: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
+    for criterion, ours in network.region_descriptors(block).items():
+        best, column = (ours @ references[criterion].mT).nan_to_num(-2.0).max(dim=1)
+        for name, similarity, reference in zip(block.ids, best.tolist(), column.tolist(), strict=True):
+            if similarity >= -1.5:  # else undecided
+                row = {"generation": name, "criterion": criterion, "reference": names[reference]}
+                yield {**row, "similarity": similarity, "network": network.name}
 
 
 def _fractions(images: ImageSet) -> dict[str, float | None]:

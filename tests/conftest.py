@@ -1,6 +1,7 @@
-"""Fixtures of all tests: a tiny, real Stable Diffusion pipeline and a tiny segmenter, both untrained."""
+"""Fixtures of all tests: a tiny, real Stable Diffusion pipeline, segmenter and SSCD network, all untrained."""
 
 import os
+import warnings
 
 # before anything imports huggingface_hub, which reads it once: no test may wait for a network
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,6 +24,23 @@ settings.load_profile("fbmem")
 def _one_thread():
     """Threads of small tensors wait for each other on a busy machine; some libraries set their number anew."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_sscd(tmp_path_factory):
+    """TorchScript file of a small untrained network with SSCD's interface."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 16, 9, stride=4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(6), torch.nn.Flatten()]
+    path = tmp_path_factory.mktemp("models") / "tiny_sscd.pt"
+    save_torchscript(torch.nn.Sequential(*layers), path)
+    return path
+
+
+def save_torchscript(network, path):
+    """SSCD is published in this format, which torch warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.script(network).save(str(path))
 
 
 @pytest.fixture(scope="session")
