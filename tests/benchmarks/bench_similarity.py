@@ -138,9 +138,10 @@ def _print_growth() -> None:
         with tempfile.TemporaryDirectory() as folder:
             planes = Planes(_on_disk(few, num, Path(folder)), "masked")
             took.append(_seconds(lambda planes=planes: list(nearest_references(asked, planes))))
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        held, mapped = (int(status[name].split()[0]) / 2**20 for name in ("RssAnon", "RssFile"))
         what = f"{len(asked)} x {num} at {GROWTH_SIZE} px, references on disk"
-        print(f"{what}: {took[-1]:.1f} s, peak memory {memory:.1f} GiB")
+        print(f"{what}: {took[-1]:.1f} s; memory held {held:.1f} GiB, mapped files {mapped:.1f} GiB")
     exponent = np.polyfit(np.log(GROWTH), np.log(took), 1)[0]
     print(f"time grows with the number of references to the power of {exponent:.2f}")
 
