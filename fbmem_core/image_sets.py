@@ -175,6 +175,8 @@ class Planes:
             array.flush()  # type: ignore[attr-defined]
             (partial / f"{criterion}-{scale}.npy").replace(path)
             self._kept[criterion, scale] = np.load(path, mmap_mode="r")
+        if partial is not None and missing:
+            partial.rmdir()
 
     def _path(self, criterion: str, scale: int) -> Path | None:
         folder = self.images.folder
