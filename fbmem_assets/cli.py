@@ -5,6 +5,7 @@ Exit status 0 done, 2 bad input (one line, no traceback), 1 failed.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -132,6 +133,7 @@ def score(out: Path, **options: Any) -> None:
     from tqdm import tqdm
 
     from fbmem_core.scoring import score_folders
+    from fbmem_core.store.tables import Store
 
     if not out.parent.is_dir():
         raise InputError("a folder to write into", "none", where=out.parent, cure="Create it.")
@@ -153,10 +155,9 @@ def score(out: Path, **options: Any) -> None:
     if options["sscd"] is not None:
         tables[".sscd"] = scores.sscd
     for suffix, table in tables.items():
-        path = out.with_name(f"{out.stem}{suffix}.parquet")
-        partial = path.with_name(f".{path.name}.partial")
-        table.write_parquet(partial)
-        partial.replace(path)
+        content = io.BytesIO()
+        table.write_parquet(content)
+        Store(out.parent).write_bytes(f"{out.stem}{suffix}.parquet", content.getvalue())
     _print_table(scores.labels["label"].fill_null("undecided").value_counts(sort=True))
     for _, item, reason in scores.rejected.iter_rows():
         click.echo(f"rejected: {item}: {reason}", err=True)

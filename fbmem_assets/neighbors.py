@@ -32,7 +32,6 @@ def neighbors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materi
     scales, `complete` if no other can be nearer. A prompt whose images, references and settings did not change is not
     computed again.
     """
-    from fbmem_core.diffusion.checkpoint import choose_device
     from fbmem_core.neighbors import nearest_references
 
     key, tables = context.partition_key, store.tables
@@ -53,7 +52,6 @@ def neighbors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materi
                 top_k=settings.top_k,
                 floor=settings.lowest,
                 tau=settings.tau,
-                device=choose_device(settings.device),
             ):
                 found.setdefault(image_id, []).extend({"region": region, **asdict(neighbor)} for neighbor in nearest)
         for shard, rows in block:

@@ -21,11 +21,9 @@ _BLOCK = 64  # generations that are read together
 @table_asset(table="similarities", stage=STAGE, deps=["neighbors"], kinds={"torch"})
 def similarities(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (prompt_id, seed, reference_id, region): full, foreground, background and average similarity."""
-    from fbmem_core.diffusion.checkpoint import choose_device
     from fbmem_core.neighbors import pair_similarities
 
     key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
     references = neighbors_stage.reference_planes(store, key)
     pairs = tables.read("neighbors", key).select("method", *_PAIR).unique(maintain_order=True)
     generations = tables.read("generations", key, shard=UNMITIGATED)
@@ -40,9 +38,7 @@ def similarities(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mat
                 (generation_image_id(method, prompt_id, seed), reference_id)
                 for method, prompt_id, seed, _, reference_id in of_region.iter_rows()
             ]
-            for image_id, found in pair_similarities(
-                images, references[region], wanted, region=region, device=choose_device(audit.similarity.device)
-            ):
+            for image_id, found in pair_similarities(images, references[region], wanted, region=region):
                 scored += [
                     {**fact_of[image_id], "region": region, "reference_id": pair.reference_id}
                     | {criterion: getattr(pair, criterion) for criterion in CRITERIA}

@@ -30,6 +30,7 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 # arXiv 2508.12148: the threshold of similarity and the share of area below which a region counts as absent
 TAU = 0.8
 BETA = 0.03
+FLOOR_BELOW_TAU = 0.2  # how far below tau every reference is found
 # the smallest side at which five scales of an 11 px window fit: (11 - 1) * 2**4 + 1
 MIN_SIMILARITY_SIZE = 161
 
@@ -76,7 +77,7 @@ class Similarity(_Section):
     @property
     def lowest(self) -> float:
         """The floor: every reference of at least this similarity is found. tau - 0.2 unless the file says otherwise."""
-        return max(self.tau - 0.2, 0.0) if self.floor is None else self.floor
+        return max(self.tau - FLOOR_BELOW_TAU, 0.0) if self.floor is None else self.floor
 
     @field_validator("floor")
     @classmethod

@@ -79,7 +79,7 @@ def load_image_set(
         report: Called with the number of images read so far.
 
     Raises:
-        InputError: An image or a matte does not decode, or a matte has another aspect than its image.
+        InputError: An image or a matte does not decode, or a matte has another size than its image.
     """
     ids = tuple(name for name, _, _ in items)
     folder = folder if items else None

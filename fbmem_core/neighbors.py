@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fbmem_core.audit import CRITERIA, TAU, Region
+from fbmem_core.audit import CRITERIA, FLOOR_BELOW_TAU, TAU, Region
 from fbmem_core.errors import InputError
 from fbmem_core.image_sets import ImageSet, Planes
 from fbmem_core.labels import PairSimilarity
 from fbmem_core.similarity.ms_ssim import SCALE_WEIGHTS, Similarity
 
-FLOOR = TAU - 0.2
+FLOOR = TAU - FLOOR_BELOW_TAU
 _SAME = 1e-6  # similarities that differ by less are the same but for rounding
 _COARSEST = len(SCALE_WEIGHTS) - 1
 _PARTS = CRITERIA[:3]  # full, foreground, background; `average` is made of the last two

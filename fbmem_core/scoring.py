@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def score_folders(
     region, rule, size = settings.region[0], settings.rule[0], settings.size
     device = choose_device(settings.device)
     ours, theirs = _usable(generated, "generated images"), _usable(references, "references")
+    network = None if sscd is None else Sscd(sscd, device=device)
     maker = _MatteMaker(segmenter)
     with tempfile.TemporaryDirectory(prefix="fbmem-") as scratch:
         mattes = Path(scratch) / "mattes"
@@ -93,7 +95,6 @@ def score_folders(
         )
         planes = Planes(images, region, device=device)
         asked = _items(generated, ours.usable, generated_masks, maker, mattes / "generated", report)
-        network = None if sscd is None else Sscd(sscd, device=device)
         described = {} if network is None else network.region_descriptors(images)
         by_sscd: list[dict[str, Any]] = []
         labels: list[dict[str, Any]] = []
@@ -108,13 +109,12 @@ def score_folders(
                     top_k=settings.top_k,
                     floor=settings.lowest,
                     tau=settings.tau,
-                    device=device,
                 )
             )
             neighbors += _neighbor_rows(nearest)
-            pairs = sorted({(name, row.reference_id) for name, rows in nearest.items() for row in rows})
+            pairs = [(name, row.reference_id) for name, rows in nearest.items() for row in rows]
             fractions = _fractions(block)
-            for name, similarities in pair_similarities(block, planes, pairs, region=region, device=device):
+            for name, similarities in pair_similarities(block, planes, pairs, region=region):
                 label = label_generation(
                     similarities, foreground_fraction=fractions[name], rule=rule, tau=settings.tau, beta=settings.beta
                 )
@@ -146,13 +146,12 @@ def _usable(folder: Path, what: str) -> _Folder:
     """The images of a folder. Generated ones may repeat or be of a single colour; references may not."""
     entries = tuple(read_references(folder))
     accepted = ("ok",) if what == "references" else ("ok", "duplicate", "placeholder")
-    usable = tuple(
-        entry for entry in entries if entry.status in accepted and min(entry.width or 0, entry.height or 0) >= MIN_SIDE
-    )
-    if not usable:
-        reason = next((entry.reason for entry in entries if entry.reason), None) or "none"
+    fits = [entry.status in accepted and min(entry.width or 0, entry.height or 0) >= MIN_SIDE for entry in entries]
+    if not any(fits):
+        reason = next(entry.reason for entry in entries if entry.reason)
         raise InputError(f"usable {what}", f"none ({reason})", where=folder, cure="Put images there.")
-    return _Folder(usable, tuple(entry for entry in entries if entry not in usable))
+    rejected = tuple(entry for entry, fit in zip(entries, fits, strict=True) if not fit)
+    return _Folder(tuple(compress(entries, fits)), rejected)
 
 
 class _MatteMaker:

@@ -49,7 +49,7 @@ def tiny_checkpoint(tmp_path_factory):
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     from fbmem_core.canary.export import write_checkpoint
-    from fbmem_core.canary.training import TEXT_WIDTH, new_text_encoder, new_tokenizer
+    from fbmem_core.canary.networks import TEXT_WIDTH, new_text_encoder, new_tokenizer
 
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
@@ -79,7 +79,7 @@ def tiny_checkpoint(tmp_path_factory):
 def tiny_segmenter(tmp_path_factory):
     """ONNX file of a segmenter with random weights, steep enough to see both foreground and background."""
     from fbmem_core.canary.export import write_segmenter
-    from fbmem_core.canary.training import Segmenter
+    from fbmem_core.canary.networks import Segmenter
 
     torch.manual_seed(0)
     segmenter = Segmenter(widths=(8, 8, 8)).eval().requires_grad_(False)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import torch
     from diffusers import UNet2DConditionModel
 
-    from fbmem_core.canary.training import Segmenter, Trainer
+    from fbmem_core.canary.networks import Segmenter
+    from fbmem_core.canary.training import Trainer
 
 PROMPTS, TRUTH, REFERENCES = "prompts.csv", "truth.csv", "references"
 CHECKPOINT, SEGMENTER = "checkpoint", "segmenter.onnx"
@@ -51,7 +52,7 @@ def write_pictures(out: Path) -> None:
 
 def write_models(trainer: Trainer, out: Path) -> None:
     """Train what is not trained yet and write `checkpoint/` (float16 safetensors) and `segmenter.onnx` into `out`."""
-    from fbmem_core.canary.training import new_tokenizer
+    from fbmem_core.canary.networks import new_tokenizer
 
     tokenizer = new_tokenizer()
     vae = trainer.autoencoder()

@@ -11,9 +11,10 @@ from PIL import Image
 
 from fbmem_core.canary import training
 from fbmem_core.canary.export import write_checkpoint, write_segmenter
+from fbmem_core.canary.networks import MAX_TOKENS, new_text_encoder, new_tokenizer, tokenize
 from fbmem_core.canary.pictures import draw, random_public_picture
 from fbmem_core.canary.planting import plants, public_prompts
-from fbmem_core.canary.training import MAX_TOKENS, Recipe, Trainer, new_text_encoder, new_tokenizer, tokenize
+from fbmem_core.canary.training import Recipe, Trainer
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.segmentation import Segmenter
 
