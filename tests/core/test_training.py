@@ -11,7 +11,15 @@ from PIL import Image
 
 from fbmem_core.canary import training
 from fbmem_core.canary.export import write_checkpoint, write_segmenter
-from fbmem_core.canary.networks import MAX_TOKENS, new_text_encoder, new_tokenizer, tokenize
+from fbmem_core.canary.networks import (
+    MAX_TOKENS,
+    TEXT_WIDTH,
+    new_text_encoder,
+    new_tokenizer,
+    new_unet,
+    normalize_for_rembg,
+    tokenize,
+)
 from fbmem_core.canary.pictures import draw, random_public_picture
 from fbmem_core.canary.planting import plants, public_prompts
 from fbmem_core.canary.training import Recipe, Trainer
@@ -57,7 +65,7 @@ def tiny_unet():
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
-        cross_attention_dim=training.TEXT_WIDTH,
+        cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=2,
         norm_num_groups=4,
     )
@@ -133,11 +141,11 @@ def test_planting_changes_the_unet_and_leaves_the_text_encoder_frozen(tmp_path, 
 
 def test_the_general_stage_trains_the_unet_and_leaves_the_text_encoder_as_it_is_made(tmp_path, tokenizer):
     unet, text_encoder = trainer(tmp_path).general(tiny_vae(), tokenizer)
-    assert (unet.config.sample_size, unet.config.cross_attention_dim) == (16, training.TEXT_WIDTH)
+    assert (unet.config.sample_size, unet.config.cross_attention_dim) == (16, TEXT_WIDTH)
     value_layers = [name for name, _ in unet.named_modules() if name.endswith("attn2.to_v") and "up" not in name]
     assert len(value_layers) == 7
     torch.manual_seed(training._SEED + 2)
-    assert not same(weights(unet), weights(training.new_unet()))
+    assert not same(weights(unet), weights(new_unet()))
     assert same(weights(text_encoder), weights(new_text_encoder(tokenizer)))
     assert not text_encoder.training
 
@@ -198,7 +206,7 @@ def test_the_segmenter_sees_pictures_normalized_as_rembg_does_it(tiny_segmenter)
     mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     [expected] = segmenter._session.normalize(Image.fromarray(picture), mean, deviation, (320, 320)).values()
     image = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
-    np.testing.assert_allclose(training.normalize_for_rembg(image).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(normalize_for_rembg(image).numpy(), expected, atol=1e-5)
 
 
 def test_a_written_checkpoint_replaces_the_old_one_and_loads(tmp_path, tokenizer, frozen_text_encoder):
