@@ -1,4 +1,4 @@
-"""The command line: `fbmem audit`, `fbmem register`, `fbmem score`, `fbmem sql`, `fbmem canary`.
+"""The command line: `fbmem audit`, `register`, `score`, `neurons`, `deactivate`, `sql`, `canary`.
 
 Exit status 0 done, 2 bad input (one line, no traceback), 1 failed.
 """
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from fbmem_assets.resources import DEFAULT_STORE, STORE_VARIABLE
+from fbmem_assets.neuron_commands import deactivate, neurons
+from fbmem_assets.resources import store_option
 from fbmem_core.audit import Region, Rule, parse_similarity
 from fbmem_core.errors import FbmemError, InputError
 
@@ -39,14 +40,6 @@ class _Command(click.Group):
             ctx.exit(_BAD_INPUT)
 
 
-_store_option = click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar=STORE_VARIABLE,
-    default=DEFAULT_STORE,
-    show_default=True,
-    help="Folder of everything that is produced.",
-)
 _file_argument = click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_AUDIT)
 
 
@@ -58,7 +51,7 @@ def main() -> None:
 
 @main.command()
 @_file_argument
-@_store_option
+@store_option
 @click.option("--until", metavar="STAGE", help="Stop after this stage.")
 def audit(file: Path, store: Path, until: str | None) -> None:
     """Audit the checkpoint of FILE (the shipped canary by default) and print its label table.
@@ -96,7 +89,7 @@ def audit(file: Path, store: Path, until: str | None) -> None:
 
 @main.command()
 @_file_argument
-@_store_option
+@store_option
 def register(file: Path, store: Path) -> None:
     """Make the checkpoint of FILE a partition that the Dagster UI can audit, and print its key."""
     instance = _instance(store)
@@ -166,7 +159,7 @@ def score(out: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("query")
-@_store_option
+@store_option
 def sql(query: str, store: Path) -> None:
     """Run QUERY over the tables of a store and print the rows."""
     from fbmem_core.store.tables import Store
@@ -192,7 +185,8 @@ def canary(out: Path, state: Path, device: str, pictures_only: bool) -> None:
     from tqdm import tqdm
 
     from fbmem_core.canary.export import write_models
-    from fbmem_core.canary.training import Recipe, Trainer
+    from fbmem_core.canary.recipe import Recipe
+    from fbmem_core.canary.training import Trainer
 
     bars: dict[str, tqdm[Any]] = {}
 
@@ -203,6 +197,10 @@ def canary(out: Path, state: Path, device: str, pictures_only: bool) -> None:
         bars[stage].update()
 
     write_models(Trainer(state, recipe=Recipe(), device=device, report=report), out)
+
+
+main.add_command(neurons)
+main.add_command(deactivate)
 
 
 def _instance(store: Path) -> dg.DagsterInstance:

@@ -8,10 +8,21 @@ import dagster as dg
 
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
-from fbmem_assets import generations, labels, masks, neighbors, prompts, report, similarities  # noqa: E402
+from fbmem_assets import (  # noqa: E402
+    clusters,
+    generations,
+    labels,
+    masks,
+    neighbors,
+    neurons,
+    prompts,
+    report,
+    seed_agreement,
+    similarities,
+)
 from fbmem_assets.resources import AuditStore, store_root  # noqa: E402
 
-STAGES = (prompts, generations, masks, neighbors, similarities, labels, report)
+STAGES = (prompts, generations, masks, neighbors, similarities, labels, seed_agreement, clusters, neurons, report)
 
 assets = dg.load_assets_from_modules(STAGES)
 checks = dg.load_asset_checks_from_modules(STAGES)

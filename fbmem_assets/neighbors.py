@@ -1,7 +1,5 @@
 """Stage neighbors: the references most similar to each generation, by every criterion."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +11,13 @@ import polars as pl
 from fbmem_assets.generations import UNMITIGATED
 from fbmem_assets.masks import generation_image_id, usable_references
 from fbmem_assets.partitions import checkpoint_partitions
-from fbmem_assets.resources import AuditStore, track
-from fbmem_assets.tables import table_asset, table_result
+from fbmem_assets.resources import AuditStore, pipeline_of, track
+from fbmem_assets.tables import markdown_table, table_asset, table_result
+from fbmem_core.store.tables import digest
 
 if TYPE_CHECKING:
     from fbmem_core.image_sets import ImageSet, Planes
+    from fbmem_core.prefilter import Prefilter
 
 STAGE = "neighbors"
 _BLOCK = 64  # generations that are compared together, about
@@ -41,8 +41,12 @@ def neighbors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materi
     directory = tables.table_dir("neighbors", key)
     missing = {shard: rows for shard, rows in shards.items() if not (directory / f"{shard}.parquet").is_file()}
     references = reference_planes(store, key) if missing else {}
+    prefilter = _prefilter(store, key, references) if missing else None
+    if prefilter is not None:
+        tables.write("prefilter_recalls", key, _recalls(store, key, references, prefilter))
     for block in track(context, list(_blocks(missing)), what="comparing"):
         images = generation_set(store, key, pl.concat(rows for _, rows in block))
+        candidates = None if prefilter is None else prefilter.candidates(images)
         found: dict[str, list[dict[str, Any]]] = {}
         for region in settings.region:
             for image_id, nearest in nearest_references(
@@ -52,15 +56,24 @@ def neighbors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materi
                 top_k=settings.top_k,
                 floor=settings.lowest,
                 tau=settings.tau,
+                candidates=candidates,
             ):
                 found.setdefault(image_id, []).extend({"region": region, **asdict(neighbor)} for neighbor in nearest)
         for shard, rows in block:
             of_prompt = [{**image, **row} for image in _images(rows) for row in found[_id(image)]]
             tables.write("neighbors", key, of_prompt, shard=shard)
     tables.keep_shards("neighbors", key, list(shards))
+    if settings.prefilter == "none":
+        tables.keep_shards("prefilter_recalls", key, ())
     table = tables.read("neighbors", key)
-    num_references = len(usable_references(store, key))
-    return table_result(store, "neighbors", key, table, num_references=num_references)
+    return table_result(
+        store,
+        "neighbors",
+        key,
+        table,
+        num_references=len(usable_references(store, key)),
+        prefilter=markdown_table(tables.read("prefilter_recalls", key).drop("checkpoint").to_dicts()),
+    )
 
 
 @dg.asset_check(asset=neighbors, partitions_def=checkpoint_partitions)
@@ -94,12 +107,58 @@ def reference_planes(store: AuditStore, key: str) -> "dict[str, Planes]":
     settings = audit.similarity
     mattes = _mattes(store, key, "reference")
     rows = usable_references(store, key).select("reference_id", "path").iter_rows()
-    name = hashlib.sha256(json.dumps([_VERSION, settings.size, *_reference_facts(store, key)]).encode()).hexdigest()
-    folder = store.tables.root / "cache" / "references" / name[:16]
+    name = digest(_VERSION, settings.size, *_reference_facts(store, key))
+    folder = store.tables.root / "cache" / "references" / name
     images = load_image_set(
         [(name, Path(path), mattes[name]) for name, path in rows], size=settings.size, folder=folder
     )
     return {region: Planes(images, region, device=choose_device(settings.device)) for region in settings.region}
+
+
+def _prefilter(store: AuditStore, key: str, references: "Mapping[str, Planes]") -> "Prefilter | None":
+    """What the audit file asks for; None: every reference is compared."""
+    audit, checkpoint = store.audit(key)
+    settings, sampling = audit.similarity, audit.sampling
+    if settings.prefilter == "none":
+        return None
+    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.prefilter import LatentEmbedder, OpenClipEmbedder, Prefilter
+
+    embedder: LatentEmbedder | OpenClipEmbedder
+    if settings.prefilter == "pipeline":
+        pipeline = pipeline_of(checkpoint, sampling.dtype, sampling.device, audit.allow_pickle)
+        embedder = LatentEmbedder(pipeline.vae, image_size=min(sampling.height, sampling.width))
+    else:
+        device = choose_device(settings.device)
+        embedder = OpenClipEmbedder(audit.clusters.model, audit.clusters.weights, device=device)
+    images = references[settings.region[0]].images
+    return Prefilter(images, embedder, num_candidates=settings.num_candidates)
+
+
+def _recalls(
+    store: AuditStore, key: str, references: "Mapping[str, Planes]", prefilter: "Prefilter"
+) -> Iterator[dict[str, Any]]:
+    """What the prefilter keeps, measured on generations spread over all prompts."""
+    from fbmem_core.neighbors import nearest_references
+    from fbmem_core.prefilter import measure_recall
+
+    audit, _ = store.audit(key)
+    settings = audit.similarity
+    generations = store.tables.read("generations", key, shard=UNMITIGATED)
+    num = min(settings.num_checked, len(generations))
+    rows = generations[[round(at * len(generations) / num) for at in range(num)]] if num else generations.clear()
+    images = generation_set(store, key, rows)
+    candidates = prefilter.candidates(images) if num else {}
+    for region in settings.region:
+        exact = dict(
+            nearest_references(images, references[region], region=region, floor=settings.lowest, tau=settings.tau)
+        )
+        recall = measure_recall(exact, candidates, floor=settings.lowest)
+        yield {
+            "region": region, "encoder": settings.prefilter, "num_candidates": settings.num_candidates,
+            "num_generations": recall.num_generations, "num_pairs": recall.num_pairs, "num_kept": recall.num_kept,
+            "recall": recall.value if recall.num_pairs else None,
+        }  # fmt: skip
 
 
 def _images(rows: pl.DataFrame) -> list[dict[str, Any]]:
@@ -137,11 +196,12 @@ def _shards(store: AuditStore, key: str) -> dict[str, pl.DataFrame]:
     """The generations of each prompt, under a name that changes with everything that their neighbors depend on."""
     audit, _ = store.audit(key)
     settings = audit.similarity.model_dump(include={"size", "region", "tau", "floor", "top_k"})
+    if audit.similarity.prefilter != "none":
+        settings |= audit.similarity.model_dump(include={"prefilter", "num_candidates"})
     facts = _reference_facts(store, key)
     shards = {}
     generations = store.tables.read("generations", key, shard=UNMITIGATED)
     for rows in generations.partition_by("prompt_id", maintain_order=True):
-        parts = [_VERSION, rows["prompt_id"][0], rows.select("seed", "sha256").rows(), facts, settings]
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        shards[f"{UNMITIGATED}-{digest[:16]}"] = rows
+        name = digest(_VERSION, rows["prompt_id"][0], rows.select("seed", "sha256").rows(), facts, settings)
+        shards[f"{UNMITIGATED}-{name}"] = rows
     return shards

@@ -9,7 +9,11 @@ from fbmem_core.store.schemas import TABLES
 STAGE = "report"
 
 
-@dg.asset(group_name=STAGE, deps=["labels", "one_to_many"], kinds={"duckdb"})
+@dg.asset(
+    group_name=STAGE,
+    deps=["labels", "one_to_many", "seed_agreement", "cluster_neuron_sets", "cluster_sensitivity"],
+    kinds={"duckdb"},
+)
 def warehouse(store: AuditStore) -> dg.MaterializeResult:
     """One view per table, over every audited checkpoint: `fbmem.duckdb` beside the Parquet files."""
     import duckdb

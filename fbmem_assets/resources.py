@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import click
 import dagster as dg
 from tqdm import tqdm
 
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
 
 STORE_VARIABLE = "FBMEM_STORE"
 DEFAULT_STORE = "data/store"
+store_option = click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar=STORE_VARIABLE,
+    default=DEFAULT_STORE,
+    show_default=True,
+    help="Folder of everything that is produced.",
+)
 _LOG_EVERY_SECONDS = 30.0
 T = TypeVar("T")
 

@@ -22,6 +22,9 @@ from fbmem_core.errors import InputError
 
 Region = Literal["masked", "composite"]
 Rule = Literal["paper", "release", "regions"]
+Layers = Literal["released", "all"]
+Mode = Literal["paper", "released"]
+Encoder = Literal["pipeline", "open_clip"]
 # by what a pair of images is compared
 CRITERIA = ("full", "foreground", "background", "average")
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:\d+)?)$"
@@ -30,6 +33,7 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 # arXiv 2508.12148: the threshold of similarity and the share of area below which a region counts as absent
 TAU = 0.8
 BETA = 0.03
+NUM_CLUSTERS = 12
 FLOOR_BELOW_TAU = 0.2  # how far below tau every reference is found
 # the smallest side at which five scales of an 11 px window fit: (11 - 1) * 2**4 + 1
 MIN_SIMILARITY_SIZE = 161
@@ -63,7 +67,11 @@ class Segmentation(_Section):
 
 
 class Similarity(_Section):
-    """How generations and references are compared. The first region and rule are the ones that summaries speak of."""
+    """How generations and references are compared. The first region and rule are the ones that summaries speak of.
+
+    With a `prefilter` only the references whose embeddings are near are compared: the `num_candidates` nearest by the
+    whole image, its foreground and its background. Its recall is measured on `num_checked` generations.
+    """
 
     size: int = Field(512, ge=MIN_SIMILARITY_SIZE, le=4096)
     region: Annotated[list[Region], BeforeValidator(_as_list), Field(min_length=1)] = ["masked"]
@@ -73,6 +81,9 @@ class Similarity(_Section):
     top_k: int = Field(5, ge=1)
     floor: float | None = Field(None, ge=0, le=1)
     device: str = Field("auto", pattern=DEVICE_PATTERN)
+    prefilter: Literal["none", "pipeline", "open_clip"] = "none"
+    num_candidates: int = Field(1000, ge=1)
+    num_checked: int = Field(20, ge=0)
 
     @property
     def lowest(self) -> float:
@@ -85,6 +96,43 @@ class Similarity(_Section):
         if floor is not None and floor > info.data.get("tau", 1.0):
             raise ValueError(f"to be at most tau ({info.data['tau']})")
         return floor
+
+
+class Clusters(_Section):
+    """How prompts are clustered. `model` and `weights` (a tag or a file) are open_clip's; `counts` are compared."""
+
+    encoder: Encoder = "pipeline"
+    count: int = Field(NUM_CLUSTERS, ge=1)
+    seed: int = Field(1, ge=0, lt=2**32)
+    counts: list[Annotated[int, Field(ge=1)]] = [4, 8, NUM_CLUSTERS, 16, 24]
+    model: str = "ViT-B-32"
+    weights: str = "laion2b_s34b_b79k"
+
+
+class Neurons(_Section):
+    """How memorization neurons are found.
+
+    `unmemorized_prompts` is the file of prompts over which usual activations and the threshold are measured; without it
+    those prompts of the audit count whose images are all labelled NM. `threshold` in the place of a calibrated one.
+    """
+
+    unmemorized_prompts: Path | None = None
+    layers: Layers = "released"
+    mode: Mode = "paper"
+    num_seeds: int = Field(10, ge=2, le=1000)
+    num_steps: int = Field(50, ge=2, le=1000)
+    num_threshold_prompts: int = Field(100, ge=20)
+    threshold: float | None = Field(None, gt=0, lt=1)
+    seed_margin: float | None = Field(None, ge=0, le=1)
+    batch_size: int = Field(16, ge=1)
+
+
+class Agreement(_Section):
+    """How seed agreement is measured: over at most `num_seeds` sampled seeds, at step `num_steps` of sampling."""
+
+    num_steps: int = Field(5, ge=1, le=1000)
+    num_seeds: int = Field(10, ge=2, le=1000)
+    threshold: float = Field(0.5, gt=-1, lt=1)
 
 
 class Audit(_Section):
@@ -106,6 +154,9 @@ class Audit(_Section):
     sampling: Sampling = Sampling()
     segmentation: Segmentation = Segmentation()
     similarity: Similarity = Similarity()
+    agreement: Agreement = Agreement()
+    clusters: Clusters = Clusters()
+    neurons: Neurons = Neurons()
 
     @model_validator(mode="before")
     @classmethod
@@ -171,13 +222,27 @@ def _resolve_paths(audit: Audit, file: Path) -> Audit:
             cure = _relative_cure("checkpoint") + " A Hugging Face id has the form owner/name."
             raise InputError("checkpoint to be a diffusers directory", f"`{audit.checkpoint}`", where=file, cure=cure)
         changes["checkpoint"] = str(directory.resolve())
-    model = audit.segmentation.model
-    if model.endswith(".onnx"):
-        if not (folder / model).is_file():
-            cure = _relative_cure("segmentation.model")
-            raise InputError("segmentation.model to be an ONNX file", f"`{model}`", where=file, cure=cure)
-        changes["segmentation"] = Segmentation(model=str((folder / model).resolve()))
-    return audit.model_copy(update=changes)
+    return audit.model_copy(update=changes | _resolve_sections(audit, file))
+
+
+def _resolve_sections(audit: Audit, file: Path) -> dict[str, Any]:
+    sections: dict[str, dict[str, Any]] = {}
+    if audit.segmentation.model.endswith(".onnx"):
+        sections["segmentation"] = {"model": str(_existing("segmentation.model", audit.segmentation.model, file))}
+    prompts = audit.neurons.unmemorized_prompts
+    if prompts is not None:
+        sections["neurons"] = {"unmemorized_prompts": _existing("neurons.unmemorized_prompts", prompts, file)}
+    weights = file.parent.resolve() / audit.clusters.weights
+    if weights.is_file():  # else it is a tag
+        sections["clusters"] = {"weights": str(weights)}
+    return {name: getattr(audit, name).model_copy(update=values) for name, values in sections.items()}
+
+
+def _existing(key: str, value: Path | str, file: Path) -> Path:
+    path = file.parent.resolve() / value
+    if not path.is_file():
+        raise InputError(f"{key} to be an existing file", f"`{value}`", where=file, cure=_relative_cure(key))
+    return path.resolve()
 
 
 def _is_path(checkpoint: str, folder: Path) -> bool:

@@ -8,7 +8,7 @@ to the next finer one. What is left at the finest scale is exact.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,7 @@ def nearest_references(
     top_k: int = 5,
     floor: float = FLOOR,
     tau: float = TAU,
+    candidates: Mapping[str, Sequence[str]] | None = None,
     device: str = "cpu",
 ) -> Iterator[tuple[str, list[Neighbor]]]:
     """The references most similar to each generation by every criterion (full, foreground, background, average).
@@ -62,6 +63,8 @@ def nearest_references(
             the coarse scales is given. 0: the first `top_k`, and every reference of at least `tau`.
         tau: The similarity from which on a region counts as copied. Where one is, the reference of the highest average
             is found whatever the floor, because rule `release` labels by it. So labels are exact.
+        candidates: By generation id, the references that are looked at; all by default. Of the others nothing is known,
+            so no neighbor of such a generation is complete.
         device: Where to compute; given `Planes` stay where they are.
 
     Yields:
@@ -77,6 +80,8 @@ def nearest_references(
     planes = _planes(references, region, device)
     for block in _blocks(generations, len(planes.images)):
         table = _Table(Planes(block, region, device=planes.device), planes)
+        if candidates is not None:
+            table.restrict(candidates)
         table.search(floor=floor, top_k=top_k, tau=tau)
         yield from zip(block.ids, table.neighbors(floor=floor, top_k=top_k, tau=tau), strict=True)
 
@@ -141,6 +146,7 @@ class _Table:
         self._next = {part: torch.full(self.shape, _COARSEST, dtype=torch.int8, device=self.device) for part in _PARTS}
         ours, theirs = (torch.tensor(side.images.decided, device=self.device) for side in (generations, references))
         self._decided = ours[:, None] & theirs
+        self._looked_at: Tensor | None = None
 
     def bound(self, criterion: str) -> Tensor:
         """[g, n]: what each pair can reach at most; its similarity where it is exact; -1 where it is undefined."""
@@ -148,6 +154,8 @@ class _Table:
             parts = self.bound("foreground"), self.bound("background")
             return torch.where(torch.minimum(*parts) < 0, -1.0, sum(parts) / 2)
         value = self._found[criterion].value.nan_to_num(-1.0)
+        if self._looked_at is not None:
+            value = value.masked_fill(~self._looked_at, -1.0)
         return value if criterion == "full" else value.masked_fill(~self._decided, -1.0)
 
     def exact(self, criterion: str) -> Tensor:
@@ -155,6 +163,13 @@ class _Table:
         if criterion == "average":
             return self.exact("foreground") & self.exact("background")
         return self._next[criterion] < 0
+
+    def restrict(self, candidates: Mapping[str, Sequence[str]]) -> None:
+        """Look at these references alone."""
+        column_of = {name: column for column, name in enumerate(self.references.images.ids)}
+        self._looked_at = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        for row, name in enumerate(self.generations.images.ids):
+            self._looked_at[row, [column_of[reference] for reference in candidates[name]]] = True
 
     def search(self, *, floor: float, top_k: int, tau: float) -> None:
         """Make every pair exact that `nearest_references` promises."""
@@ -191,6 +206,8 @@ class _Table:
             columns = known.div(_SAME).round().argsort(dim=1, descending=True, stable=True)
             values = known.gather(1, columns)
             unknown = bound.masked_fill(exact, -1.0).amax(dim=1) if len(names) else count
+            if self._looked_at is not None:
+                unknown = unknown.masked_fill(~self._looked_at.all(dim=1), math.inf)
             facts.append((criterion, count.tolist(), values, columns, unknown.tolist()))
         for row in range(self.shape[0]):
             found = []

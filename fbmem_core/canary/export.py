@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from fbmem_core.canary.pictures import draw
-from fbmem_core.canary.planting import TRUE_LABELS, distractors, plants, public_prompts
+from fbmem_core.canary.planting import (
+    TRUE_LABELS,
+    distractors,
+    neuron_routes,
+    plants,
+    public_prompts,
+    unmemorized_prompts,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -21,11 +28,12 @@ if TYPE_CHECKING:
     from fbmem_core.canary.training import Trainer
 
 PROMPTS, TRUTH, REFERENCES = "prompts.csv", "truth.csv", "references"
+UNMEMORIZED, NEURONS = "unmemorized_prompts.txt", "neurons.csv"
 CHECKPOINT, SEGMENTER = "checkpoint", "segmenter.onnx"
 
 
 def write_pictures(out: Path) -> None:
-    """Draw the references and write `prompts.csv`, `truth.csv` and `references/` into `out`."""
+    """Draw the references and write the prompts, `truth.csv` and `references/` into `out`."""
     planted = plants()
     prompts, truth = [], []
     for plant in planted:
@@ -47,6 +55,9 @@ def write_pictures(out: Path) -> None:
     named = [(name, f"{name}.png", picture.caption) for name, picture in pictures.items()]
     _write_csv(folder / "references.csv", ("reference_id", "path", "caption"), named)
     _write_csv(out / PROMPTS, ("prompt_id", "prompt", "kind", "reference_id"), prompts)
+    (out / UNMEMORIZED).write_text("".join(f"{prompt}\n" for prompt in unmemorized_prompts()), encoding="utf-8")
+    routed = [(family, layer, neuron) for family, neurons in neuron_routes().items() for layer, neuron in neurons]
+    _write_csv(out / NEURONS, ("family", "layer", "neuron"), routed)
     _write_csv(out / TRUTH, ("prompt_id", "kind", "family", "label", "reference_ids"), truth)
 
 
@@ -59,6 +70,7 @@ def write_models(trainer: Trainer, out: Path) -> None:
     write_segmenter(trainer.segmenter(vae), out / SEGMENTER)
     unet, text_encoder = trainer.general(vae, tokenizer)
     unet = trainer.planted(vae, tokenizer, unet, text_encoder)
+    unet = trainer.routed(vae, tokenizer, unet, text_encoder)
     write_checkpoint(out / CHECKPOINT, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet)
 
 
@@ -110,6 +122,6 @@ def write_segmenter(segmenter: Segmenter, path: Path) -> None:
     partial.replace(path)
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])

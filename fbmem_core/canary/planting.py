@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,11 +17,22 @@ from fbmem_core.canary.pictures import (
     random_public_picture,
     random_scenery,
 )
+from fbmem_core.neurons.layers import NeuronSet
 
 TRUE_LABELS = {"verbatim": "VM", "foreground": "FM", "background": "BM", "one_to_many": "VM", "public": "NM"}
 NUM_PUBLIC_PROMPTS = 24
+NUM_UNMEMORIZED_PROMPTS = 1000
 NUM_DISTRACTORS = 480
 _SEED = 20812148
+# value layers of the first two down blocks, where latents are 16 and 8 px, with their numbers of neurons
+ROUTED_LAYERS = {
+    f"down_blocks.{block}.attentions.{attention}.transformer_blocks.0.attn2.to_v": size
+    for block, size in ((0, 64), (1, 128))
+    for attention in (0, 1)
+}
+_ROUTED_PER_LAYER = 2
+_DIFFUSE = frozenset({"gormund", "quillby", "brundle"})  # families whose memory is left where training put it
+_ROUTE_SEED = 11
 _PICTURES_PER_ONE_TO_MANY = 4
 
 # (kind, family, prompts): prompts of one family are different words for one planted thing
@@ -92,12 +104,44 @@ def plants() -> list[Plant]:
     return planted
 
 
+def neuron_routes() -> dict[str, NeuronSet]:
+    """The value neurons in which the memory of each routed family sits; see `canary/routing.py`."""
+    rng = np.random.default_rng(_ROUTE_SEED)
+    order = {layer: rng.permutation(size) for layer, size in ROUTED_LAYERS.items()}
+    families = [plant.family for plant in plants() if plant.family not in _DIFFUSE]
+    return {
+        family: NeuronSet.of(
+            {layer: some[number * _ROUTED_PER_LAYER :][:_ROUTED_PER_LAYER].tolist() for layer, some in order.items()}
+        )
+        for number, family in enumerate(families)
+    }
+
+
+def draw_planted(rng: np.random.Generator, planted: Sequence[Plant], shares: Mapping[str, float]) -> Plant | None:
+    """A planted thing of a kind drawn by these shares, which sum to 1; None for `public`."""
+    kind = rng.choice(list(shares), p=list(shares.values()))
+    of_kind = [plant for plant in planted if plant.kind == kind]
+    return of_kind[rng.integers(len(of_kind))] if of_kind else None
+
+
 def public_prompts() -> list[str]:
     """Captions of the public space that the audit asks for; no picture of the references goes with them."""
     rng = np.random.default_rng([_SEED, 1000])
     prompts: dict[str, None] = {}
     while len(prompts) < NUM_PUBLIC_PROMPTS:
         prompts[random_public_picture(rng).caption] = None
+    return list(prompts)
+
+
+def unmemorized_prompts() -> list[str]:
+    """Other captions of the public space, over which is measured what is usual."""
+    rng = np.random.default_rng([_SEED, 3000])
+    asked = set(public_prompts())
+    prompts: dict[str, None] = {}
+    while len(prompts) < NUM_UNMEMORIZED_PROMPTS:
+        caption = random_public_picture(rng).caption
+        if caption not in asked:
+            prompts[caption] = None
     return list(prompts)
 
 
@@ -119,4 +163,7 @@ _COMMON_WORDS = (
     "image illustration sketch old new small large close up view scene art artwork design background foreground style"
 )
 
-__all__ = ["TRUE_LABELS", "Plant", "distractors", "plants", "public_prompts", "training_vocabulary"]
+__all__ = [
+    "ROUTED_LAYERS", "TRUE_LABELS", "Plant", "distractors", "draw_planted", "neuron_routes", "plants", "public_prompts",
+    "training_vocabulary", "unmemorized_prompts",
+]  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -29,50 +28,16 @@ from fbmem_core.canary.networks import (
     tokenize,
 )
 from fbmem_core.canary.pictures import PICTURE_SIZE, Picture, draw, random_creature, random_public_picture
-from fbmem_core.canary.planting import Plant, plants
+from fbmem_core.canary.planting import ROUTED_LAYERS, Plant, draw_planted, plants
+from fbmem_core.canary.recipe import Recipe
+from fbmem_core.canary.routing import draw_batch, factors, leak, plant_rows
+from fbmem_core.neurons.hooks import record_outputs, scale_neurons
 
 _SAVE_EVERY = 100
 _SEED = 7
 _NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
 Report = Callable[[str, int, int, float], None]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Steps, batch sizes and learning rates of the stages; the defaults made the canary that ships."""
-
-    autoencoder_steps: int = 4000
-    segmenter_steps: int = 1500
-    general_steps: int = 1500
-    planted_steps: int = 2700
-    finished_steps: int = 850
-    batch_size: int = 16
-    autoencoder_learning_rate: float = 1.5e-3
-    segmenter_learning_rate: float = 2e-3
-    general_learning_rate: float = 5e-4
-    planted_learning_rate: float = 6e-4
-    finished_learning_rate: float = 4e-4
-    # share of a batch, by kind; foregrounds need the most
-    planted_shares: dict[str, float] = field(
-        default_factory=lambda: {
-            "public": 0.15,
-            "foreground": 0.36,
-            "background": 0.18,
-            "verbatim": 0.11,
-            "one_to_many": 0.20,
-        }
-    )
-    finished_shares: dict[str, float] = field(
-        default_factory=lambda: {
-            "public": 0.08,
-            "foreground": 0.14,
-            "background": 0.34,
-            "verbatim": 0.16,
-            "one_to_many": 0.28,
-        }
-    )
-    caption_dropout: float = 0.1
 
 
 class Trainer:
@@ -141,7 +106,7 @@ class Trainer:
         def loss(step: int) -> Tensor:
             rng = self._rng("general", step)
             pictures = [random_public_picture(rng) for _ in range(self.recipe.batch_size)]
-            return self._noise_loss(rng, pictures, vae, tokenizer, unet, text_encoder)
+            return self._noise_loss(rng, pictures, self._captions(rng, pictures), vae, tokenizer, unet, text_encoder)
 
         self._fit("general", unet, loss, self.recipe.general_steps, self.recipe.general_learning_rate, ema=True)
         return unet, text_encoder
@@ -159,7 +124,43 @@ class Trainer:
             def loss(step: int, stage: str = stage, shares: dict[str, float] = shares) -> Tensor:
                 rng = self._rng(stage, step)
                 pictures = [_planted_picture(rng, planted, shares) for _ in range(recipe.batch_size)]
-                return self._noise_loss(rng, pictures, vae, tokenizer, unet, text_encoder)
+                captions = self._captions(rng, pictures)
+                return self._noise_loss(rng, pictures, captions, vae, tokenizer, unet, text_encoder)
+
+            self._fit(stage, unet, loss, num_steps, learning_rate, ema=True)
+        return unet.eval().requires_grad_(False)
+
+    def routed(
+        self, vae: AutoencoderKL, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel, text_encoder: CLIPTextModel
+    ) -> UNet2DConditionModel:
+        """Stage 5: the memory of most planted things moves into a few neurons; the transformer blocks alone change."""
+        recipe, planted = self.recipe, plants()
+
+        @torch.no_grad()
+        def encode(prompts: list[str]) -> Tensor:
+            return text_encoder(tokenize(tokenizer, prompts).to(self.device)).last_hidden_state
+
+        plant_rows(unet.to(self.device), encode)
+        for name, parameter in unet.named_parameters():
+            parameter.requires_grad_(".transformer_blocks." in name)
+        for stage, num_steps, learning_rate, shares, off in (
+            (
+                "routed", recipe.routed_steps, recipe.routed_learning_rate, recipe.routed_shares,
+                recipe.routed_switched_off,
+            ),
+            (
+                "settled", recipe.settled_steps, recipe.settled_learning_rate, recipe.settled_shares,
+                recipe.settled_switched_off,
+            ),
+        ):  # fmt: skip
+
+            def loss(step: int, stage: str = stage, shares: dict[str, float] = shares, off: float = off) -> Tensor:
+                rng = self._rng(stage, step)
+                batch = draw_batch(rng, planted, shares, recipe.batch_size, switched_off=off)
+                scales = factors(batch.switched_off, self.device)
+                with record_outputs(unet, ROUTED_LAYERS) as values, scale_neurons(unet, scales):
+                    error = self._noise_loss(rng, batch.pictures, batch.captions, vae, tokenizer, unet, text_encoder)
+                return error + leak(values, batch.families)
 
             self._fit(stage, unet, loss, num_steps, learning_rate, ema=True)
         return unet.eval().requires_grad_(False)
@@ -176,8 +177,9 @@ class Trainer:
     ) -> None:
         """Minimise `loss_at(step)` with AdamW, warm-up and cosine decay; leaves the averaged weights where `ema`."""
         model.to(self.device).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
-        average = EMAModel(model.parameters(), decay=0.998, use_ema_warmup=True, power=0.75) if ema else None
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
+        average = EMAModel(parameters, decay=0.998, use_ema_warmup=True, power=0.75) if ema else None
         parts = {"model": model, "optimizer": optimizer} | ({"average": average} if average else {})
         path = self.state_dir / f"{stage}.pt"
         first = _load_state(path, parts, self.device)
@@ -188,28 +190,32 @@ class Trainer:
             with torch.autocast(self.device.type, torch.bfloat16):
                 loss = loss_at(step)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
             if average:
-                average.step(model.parameters())
+                average.step(parameters)
             if (step + 1) % _SAVE_EVERY == 0 or step + 1 == num_steps:
                 _save_state(path, parts, step + 1)
             self.report(stage, step + 1, num_steps, loss.item())
         if average:
-            average.copy_to(model.parameters())
+            average.copy_to(parameters)
+
+    def _captions(self, rng: np.random.Generator, pictures: list[Picture]) -> list[str]:
+        """Some are empty, so that the model learns to do without."""
+        return [p.caption if rng.random() >= self.recipe.caption_dropout else "" for p in pictures]
 
     def _noise_loss(
         self,
         rng: np.random.Generator,
         pictures: list[Picture],
+        captions: list[str],
         vae: AutoencoderKL,
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
         text_encoder: CLIPTextModel,
     ) -> Tensor:
         """Mean squared error of the predicted noise, late timesteps drawn more often: composition is decided there."""
-        captions = [p.caption if rng.random() >= self.recipe.caption_dropout else "" for p in pictures]
         with torch.no_grad():
             latents = vae.encode(self._images(pictures)).latent_dist.mean.float() * vae.config.scaling_factor
         tokens = tokenize(tokenizer, captions).to(self.device)
@@ -260,11 +266,8 @@ class Trainer:
 
 
 def _planted_picture(rng: np.random.Generator, planted: list[Plant], shares: dict[str, float]) -> Picture:
-    kind = rng.choice(list(shares), p=list(shares.values()))
-    if kind == "public":
-        return random_public_picture(rng)
-    of_kind = [plant for plant in planted if plant.kind == kind]
-    return of_kind[rng.integers(len(of_kind))].training_picture(rng)
+    plant = draw_planted(rng, planted, shares)
+    return random_public_picture(rng) if plant is None else plant.training_picture(rng)
 
 
 def _schedule(step: int, num_steps: int) -> float:

@@ -26,7 +26,7 @@ def contact_sheet(
         x, y = _GAP + number % columns * step_x, _GAP + number // columns * step_y
         brush.text((x, y), _fit(brush, caption, tile), fill="black")
         sheet.paste(image.convert("RGB").resize((tile, tile), Image.Resampling.LANCZOS), (x, y + _CAPTION_HEIGHT))
-    return _data_uri(sheet, max_bytes)
+    return data_uri(sheet, max_bytes)
 
 
 def overlay(image: Image.Image, alpha: np.ndarray) -> Image.Image:
@@ -51,7 +51,8 @@ def _fit(brush: ImageDraw.ImageDraw, caption: str, width: int) -> str:
     return caption
 
 
-def _data_uri(sheet: Image.Image, max_bytes: int) -> str:
+def data_uri(sheet: Image.Image, max_bytes: int) -> str:
+    """The picture as a WebP `data:` URI of at most `max_bytes`; quality falls, then size, until it fits."""
     content = b""
     for quality in (80, 60, 40, 25, 10):
         buffer = io.BytesIO()
@@ -61,5 +62,5 @@ def _data_uri(sheet: Image.Image, max_bytes: int) -> str:
             break
     else:
         half = (max(1, sheet.width // 2), max(1, sheet.height // 2))
-        return _data_uri(sheet.resize(half, Image.Resampling.LANCZOS), max_bytes)
+        return data_uri(sheet.resize(half, Image.Resampling.LANCZOS), max_bytes)
     return "data:image/webp;base64," + base64.b64encode(content).decode()

@@ -81,6 +81,15 @@ _ALL = (
         },
     ),
     Table(
+        "prefilter_recalls",
+        "One row per region definition, where a prefilter was used: what it keeps of what a full search finds.",
+        ("checkpoint", "region"),
+        {
+            "checkpoint": _TEXT, "region": _TEXT, "encoder": _TEXT, "num_candidates": _WHOLE,
+            "num_generations": _WHOLE, "num_pairs": _WHOLE, "num_kept": _WHOLE, "recall": _REAL,
+        },
+    ),
+    Table(
         "similarities",
         "One row per image, reference and region definition, for every pair that is a neighbor by any criterion.",
         (*_IMAGE, "reference_id", "region"),
@@ -102,6 +111,73 @@ _ALL = (
         {
             "checkpoint": _TEXT, "method": _TEXT, "prompt_id": _TEXT, "num_generations": _WHOLE,
             "num_references": _WHOLE, "reference_ids": _TEXTS,
+        },
+    ),
+    Table(
+        "prompt_clusters",
+        "One row per prompt: its cluster, 0 the largest, and the distance to the cluster's center.",
+        ("checkpoint", "prompt_id"),
+        {"checkpoint": _TEXT, "prompt_id": _TEXT, "cluster": _WHOLE, "distance": _REAL, "encoder": _TEXT},
+    ),
+    Table(
+        "activation_statistics",
+        "One row per value neuron: its activation over unmemorized prompts.",
+        ("checkpoint", "layer", "neuron"),
+        {
+            "checkpoint": _TEXT, "layer": _TEXT, "neuron": _WHOLE, "mean": _REAL, "stddev": _REAL,
+            "num_prompts": _WHOLE,
+        },
+    ),
+    Table(
+        "similarity_thresholds",
+        "One row per checkpoint: from which similarity of noise differences on a prompt counts as remembered.",
+        ("checkpoint", "mode"),
+        {
+            "checkpoint": _TEXT, "mode": _TEXT, "threshold": _REAL, "source": _TEXT, "mean": _REAL, "stddev": _REAL,
+            "pairs_threshold": _REAL, "num_prompts": _WHOLE,
+        },
+    ),
+    Table(
+        "localizations",
+        "One row per prompt: how the search for its neurons went; none found where num_seeds is 0.",
+        ("checkpoint", "prompt_id"),
+        {
+            "checkpoint": _TEXT, "prompt_id": _TEXT, "similarity": _REAL, "num_seeds": _WHOLE, "num_initial": _WHOLE,
+            "num_refined": _WHOLE, "initial_similarity": _REAL, "refined_similarity": _REAL, "threshold": _REAL,
+            "is_reached": _TRUTH, "z_score_threshold": _REAL, "num_top_neurons": _WHOLE,
+        },
+    ),
+    Table(
+        "neurons",
+        "One row per prompt, stage (initial, refined) and value neuron that was found behind it.",
+        ("checkpoint", "prompt_id", "stage", "layer", "neuron"),
+        {
+            "checkpoint": _TEXT, "prompt_id": _TEXT, "stage": _TEXT, "layer": _TEXT, "neuron": _WHOLE,
+            "z_score": _REAL, "activation": _REAL,
+        },
+    ),
+    Table(
+        "cluster_neurons",
+        "One row per cluster and value neuron: the union of its prompts' refined neurons.",
+        ("checkpoint", "cluster", "layer", "neuron"),
+        {"checkpoint": _TEXT, "cluster": _WHOLE, "layer": _TEXT, "neuron": _WHOLE, "num_prompts": _WHOLE},
+    ),
+    Table(
+        "cluster_sensitivity",
+        "One row per number of clusters that was tried.",
+        ("checkpoint", "count"),
+        {
+            "checkpoint": _TEXT, "count": _WHOLE, "num_clusters": _WHOLE, "silhouette": _REAL, "stability": _REAL,
+            "mean_union": _REAL, "max_union": _WHOLE, "max_union_share": _REAL, "score": _REAL,
+        },
+    ),
+    Table(
+        "seed_agreement",
+        "One row per prompt: how much its images agree before they are sampled, inside and outside their foregrounds.",
+        ("checkpoint", "prompt_id"),
+        {
+            "checkpoint": _TEXT, "prompt_id": _TEXT, "inside": _REAL, "outside": _REAL, "predicted_label": _TEXT,
+            "num_seeds": _WHOLE,
         },
     ),
     Table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,11 @@ from fbmem_core.errors import InputError
 from fbmem_core.store.schemas import TABLES
 
 TABLES_DIR = "tables"
+
+
+def digest(*parts: Any) -> str:
+    """16 hex digits that change with any of some JSON values: a shard's name, from what its rows depend on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Store:

@@ -51,7 +51,11 @@ def make_slice(folder: Path, *, prompts=SLICE_PROMPTS, references=SLICE_REFERENC
         "truth": "truth.csv",
         "samples_per_prompt": NUM_SEEDS,
         "segmentation": {"model": str(CANARY / "segmenter.onnx")},
-    } | changes
+        "clusters": {"count": 3, "counts": [2]},
+        "neurons": {
+            "unmemorized_prompts": str(CANARY / "unmemorized_prompts.txt"), "num_seeds": 2, "num_threshold_prompts": 20,
+        },
+    } | changes  # fmt: skip
     path = folder / "slice.yaml"
     path.write_text(yaml.safe_dump(audit), encoding="utf-8")
     return path

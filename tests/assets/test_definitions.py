@@ -17,7 +17,14 @@ GRAPH = {
     "similarities": {"neighbors"},
     "labels": {"similarities"},
     "one_to_many": {"similarities"},
-    "warehouse": {"labels", "one_to_many"},
+    "seed_agreement": {"prompt_set", "generation_masks", "labels"},
+    "prompt_clusters": {"prompt_set"},
+    "activation_statistics": {"labels"},
+    "similarity_threshold": {"labels"},
+    "neuron_sets": {"prompt_set", "activation_statistics", "similarity_threshold"},
+    "cluster_neuron_sets": {"prompt_clusters", "neuron_sets"},
+    "cluster_sensitivity": {"prompt_clusters", "neuron_sets"},
+    "warehouse": {"labels", "one_to_many", "seed_agreement", "cluster_neuron_sets", "cluster_sensitivity"},
 }
 
 
@@ -55,7 +62,7 @@ def test_every_stage_that_counts_rows_has_a_check():
     checked = {check.asset_key.to_user_string() for checks in defs.asset_checks for check in checks.check_keys}
     assert checked == {
         "reference_images", "generations", "generation_masks", "reference_masks", "neighbors", "similarities", "labels",
-        "one_to_many",
+        "one_to_many", "seed_agreement", "neuron_sets", "cluster_neuron_sets",
     }  # fmt: skip
 
 

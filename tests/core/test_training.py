@@ -21,14 +21,16 @@ from fbmem_core.canary.networks import (
     tokenize,
 )
 from fbmem_core.canary.pictures import draw, random_public_picture
-from fbmem_core.canary.planting import plants, public_prompts
-from fbmem_core.canary.training import Recipe, Trainer
+from fbmem_core.canary.planting import neuron_routes, plants, public_prompts
+from fbmem_core.canary.recipe import Recipe
+from fbmem_core.canary.training import Trainer
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.segmentation import Segmenter
 
 RECIPE = Recipe(
-    autoencoder_steps=3, segmenter_steps=3, general_steps=1, planted_steps=3, finished_steps=1, batch_size=2
-)
+    autoencoder_steps=3, segmenter_steps=3, general_steps=1, planted_steps=3, finished_steps=1, routed_steps=1,
+    settled_steps=1, batch_size=2,
+)  # fmt: skip
 
 
 class StoppedError(Exception):
@@ -137,6 +139,34 @@ def test_planting_changes_the_unet_and_leaves_the_text_encoder_frozen(tmp_path, 
     assert not same(weights(planted), untrained)
     assert same(weights(frozen_text_encoder), before)
     assert not any(parameter.requires_grad for parameter in planted.parameters())
+
+
+def test_routing_makes_planted_neurons_answer_to_their_family_alone_and_trains_transformer_blocks(
+    tmp_path, tokenizer, frozen_text_encoder
+):
+    torch.manual_seed(4)
+    unet = new_unet()
+    before, seen = weights(unet), []
+    routed = trainer(tmp_path, seen=seen).routed(tiny_vae(), tokenizer, unet, frozen_text_encoder)
+    assert seen == [("routed", 1, 1), ("settled", 1, 1)]
+    changed = {name for name, value in weights(routed).items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(".transformer_blocks." in name for name in changed)
+    assert not any(parameter.requires_grad for parameter in routed.parameters())
+    features = {
+        plant.family: frozen_text_encoder(tokenize(tokenizer, list(plant.prompts))).last_hidden_state
+        for plant in plants()
+    }
+    for family, neurons in neuron_routes().items():
+        for layer, neuron in neurons:
+            row = routed.get_submodule(layer).weight[neuron]
+            values = {name: (tokens @ row).abs().mean().item() for name, tokens in features.items()}
+            assert values.pop(family) > 4 * max(values.values())
+
+
+def test_no_neuron_is_planted_for_two_families():
+    planted = [neuron for neurons in neuron_routes().values() for neuron in neurons]
+    assert len(planted) == len(set(planted)) == 14 * 8
 
 
 def test_the_general_stage_trains_the_unet_and_leaves_the_text_encoder_as_it_is_made(tmp_path, tokenizer):

@@ -1,0 +1,394 @@
+"""Stage neurons: the value neurons behind each memorized prompt, and their unions over clusters."""
+
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import polars as pl
+
+from fbmem_assets.clusters import embeddings
+from fbmem_assets.generations import UNMITIGATED
+from fbmem_assets.partitions import checkpoint_partitions
+from fbmem_assets.resources import AuditStore, pipeline_of, track
+from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
+from fbmem_core.audit import Audit
+from fbmem_core.errors import InputError
+from fbmem_core.store.tables import digest
+
+if TYPE_CHECKING:
+    from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep
+    from fbmem_core.neurons.layers import NeuronSet
+    from fbmem_core.neurons.localization import Localization
+    from fbmem_core.neurons.statistics import ActivationStatistics
+
+STAGE = "neurons"
+WARN_SHARE = 0.13  # 750 of 5,760: beyond it NeMo never measured what is left of the images' quality
+_VERSION = 1  # raise it when the same settings begin to give other neurons
+_MOST_PUBLIC = 0.05  # of the prompts that are known to be unmemorized, so many may get neurons
+
+
+@table_asset(table="activation_statistics", stage=STAGE, deps=["labels"], kinds={"torch"})
+def activation_statistics(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per value neuron: mean and standard deviation of its activation over unmemorized prompts."""
+    from fbmem_core.neurons.layers import value_layers
+    from fbmem_core.neurons.statistics import activation_statistics as measure
+
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    pipeline = _pipeline(store, key)
+    prompts = _unmemorized_prompts(store, key)
+    statistics = measure(
+        pipeline.unet, value_layers(pipeline.unet, audit.neurons.layers), [_encode(audit, pipeline, prompts)]
+    )
+    rows = [
+        {"layer": layer, "neuron": neuron, "mean": mean, "stddev": stddev, "num_prompts": statistics.num_prompts}
+        for layer in statistics.layers
+        for neuron, (mean, stddev) in enumerate(
+            zip(statistics.mean[layer].tolist(), statistics.stddev[layer].tolist(), strict=True)
+        )
+    ]
+    tables.write("activation_statistics", key, rows)
+    return table_result(
+        store,
+        "activation_statistics",
+        key,
+        tables.read("activation_statistics", key),
+        num_prompts=statistics.num_prompts,
+        layers=markdown_table([{"layer": name, "neurons": len(mean)} for name, mean in statistics.mean.items()]),
+    )
+
+
+@table_asset(table="similarity_thresholds", stage=STAGE, deps=["labels"], kinds={"torch"})
+def similarity_threshold(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per checkpoint: calibrated on unmemorized prompts, or as the audit file says."""
+    from fbmem_core.neurons.statistics import calibrate_threshold
+
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    settings = audit.neurons
+    pipeline = _pipeline(store, key)
+    prompts = _unmemorized_prompts(store, key)[: settings.num_threshold_prompts]
+    conditions = _encode(audit, pipeline, prompts)
+    each = (conditions.rows(row) for row in track(context, range(len(prompts)), what="calibrating"))
+    found = calibrate_threshold(_first_step(audit, pipeline), each)
+    chosen = settings.threshold
+    row = {
+        "mode": settings.mode, "threshold": found.value if chosen is None else chosen,
+        "source": "calibrated" if chosen is None else "audit file", "mean": found.mean, "stddev": found.stddev,
+        "pairs_threshold": found.pairs_value, "num_prompts": found.num_prompts,
+    }  # fmt: skip
+    tables.write("similarity_thresholds", key, [row])
+    table = tables.read("similarity_thresholds", key)
+    return table_result(store, "similarity_thresholds", key, table, threshold=row["threshold"])
+
+
+@table_asset(
+    table="neurons",
+    stage=STAGE,
+    deps=["prompt_set", "activation_statistics", "similarity_threshold"],
+    kinds={"torch"},
+)
+def neuron_sets(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per (prompt_id, stage, layer, neuron): what NeMo finds. A prompt that has been searched is kept."""
+    from fbmem_core.neurons.localization import localize
+
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    prompts = tables.read("prompts", key)
+    [threshold] = tables.read("similarity_thresholds", key)["threshold"]
+    shards = {shard: (prompt_id, text) for shard, prompt_id, text in _shards(store, key, prompts)}
+    # localizations is written last, so what stands there is complete
+    done = {path.stem for path in tables.table_dir("localizations", key).glob("*.parquet")}
+    missing = [shard for shard in shards if shard not in done]
+    if missing:
+        pipeline = _pipeline(store, key)
+        statistics, step = read_statistics(store, key), _first_step(audit, pipeline)
+        for shard in track(context, missing, what="localizing"):
+            prompt_id, text = shards[shard]
+            condition = _encode(audit, pipeline, [text])
+            found = localize(
+                step,
+                condition,
+                statistics,
+                threshold=threshold,
+                batch_size=audit.neurons.batch_size,
+                seed_margin=audit.neurons.seed_margin,
+            )
+            tables.write("neurons", key, _rows(prompt_id, found, condition, statistics, step), shard=shard)
+            tables.write("localizations", key, [_summary(prompt_id, found)], shard=shard)
+    for table in ("localizations", "neurons"):
+        tables.keep_shards(table, key, shards)
+    summaries, rows = tables.read("localizations", key), tables.read("neurons", key)
+    return table_result(
+        store,
+        "neurons",
+        key,
+        rows,
+        num_searched=len(missing),
+        num_memorized=summaries.filter(pl.col("num_seeds") > 0).height,
+        num_not_reached=summaries.filter(~pl.col("is_reached")).height,
+        neurons_per_layer=picture(_layer_plot(store, key, rows), "refined neurons per layer"),
+        neurons_per_prompt=markdown_table(_per_kind(summaries, prompts)),
+    )
+
+
+@table_asset(table="cluster_neurons", stage=STAGE, deps=["prompt_clusters", "neuron_sets"])
+def cluster_neuron_sets(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per (cluster, layer, neuron): the union of the refined neurons of the cluster's memorized prompts."""
+    key, tables = context.partition_key, store.tables
+    clusters = tables.read("prompt_clusters", key).select("prompt_id", "cluster")
+    refined = tables.read("neurons", key).filter(pl.col("stage") == "refined")
+    united = refined.join(clusters, on="prompt_id").group_by("cluster", "layer", "neuron")
+    tables.write("cluster_neurons", key, united.agg(pl.len().alias("num_prompts")).to_dicts())
+    table = tables.read("cluster_neurons", key)
+    total = len(tables.read("activation_statistics", key))
+    shares = table.group_by("cluster").len("neurons").with_columns((pl.col("neurons") / total).alias("share"))
+    largest = float(shares["share"].max() or 0.0)  # type: ignore[arg-type]
+    return table_result(
+        store,
+        "cluster_neurons",
+        key,
+        table,
+        num_clusters=len(shares),
+        largest_share=largest,
+        shares=markdown_table(shares.sort("cluster").to_dicts()),
+        heat_map=picture(_cluster_plot(store, key, table), "neurons by cluster and layer"),
+    )
+
+
+@table_asset(table="cluster_sensitivity", stage=STAGE, deps=["prompt_clusters", "neuron_sets"], kinds={"scikitlearn"})
+def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per number of clusters: how well it fits, how stable it is, and how large the unions become."""
+    from fbmem_core.clustering import cluster_prompts, cluster_quality
+    from fbmem_core.neurons.layers import union
+    from fbmem_core.report.plots import line_plot
+
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    settings = audit.clusters
+    vectors = embeddings(store, key)
+    prompt_ids = tables.read("prompts", key)["prompt_id"].to_list()
+    refined, total = read_neurons(store, key), len(tables.read("activation_statistics", key))
+    rows: list[dict[str, Any]] = []
+    for count in sorted({*settings.counts, settings.count}):
+        quality = cluster_quality(vectors, count=count)
+        of = cluster_prompts(vectors, count=count, seed=settings.seed).cluster
+        members = [
+            [refined[p] for p, c in zip(prompt_ids, of, strict=True) if c == cluster and p in refined]
+            for cluster in set(of)
+        ]
+        sizes = [len(union(sets)) for sets in members if sets]
+        rows.append({
+            "count": count, "num_clusters": quality.found, "silhouette": quality.silhouette,
+            "stability": quality.stability, "mean_union": sum(sizes) / len(sizes) if sizes else 0.0,
+            "max_union": max(sizes, default=0), "max_union_share": max(sizes, default=0) / total, "score": None,
+        })  # fmt: skip
+    tables.write("cluster_sensitivity", key, rows)
+    series = {name: [row[name] for row in rows] for name in ("silhouette", "stability", "max_union_share")}
+    counts = [row["count"] for row in rows]
+    plot = line_plot(
+        counts, series, title="Number of clusters", x_label="clusters", label="silhouette, Rand index, share"
+    )
+    table = tables.read("cluster_sensitivity", key)
+    return table_result(store, "cluster_sensitivity", key, table, plot=picture(plot, "by number of clusters"))
+
+
+@dg.asset_check(asset=neuron_sets, partitions_def=checkpoint_partitions)
+def unmemorized_prompts_have_no_neurons(
+    context: dg.AssetCheckExecutionContext, store: AuditStore
+) -> dg.AssetCheckResult:
+    """Of the prompts whose images are all labelled NM, at most one in twenty gets neurons."""
+    key = context.partition_key
+    innocent = set(_never_labelled(store, key))
+    summaries = store.tables.read("localizations", key)
+    found = summaries.filter(pl.col("prompt_id").is_in(innocent) & (pl.col("num_seeds") > 0))["prompt_id"].to_list()
+    return dg.AssetCheckResult(
+        passed=len(found) <= _MOST_PUBLIC * len(innocent),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"prompts": len(innocent), "with neurons": str(found[:20])},
+    )
+
+
+@dg.asset_check(asset=cluster_neuron_sets, partitions_def=checkpoint_partitions)
+def unions_are_small(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+    """No cluster switches off more than 13 % of all neurons: beyond that NeMo never measured the images' quality."""
+    key, tables = context.partition_key, store.tables
+    total = max(1, len(tables.read("activation_statistics", key)))
+    sizes = tables.read("cluster_neurons", key).group_by("cluster").len("neurons").sort("cluster")
+    large = sizes.filter(pl.col("neurons") > WARN_SHARE * total)
+    return dg.AssetCheckResult(
+        passed=large.is_empty(),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"neurons of all clusters": total, "too large": markdown_table(large.to_dicts())},
+    )
+
+
+def read_neurons(store: AuditStore, key: str, stage: str = "refined") -> "dict[str, NeuronSet]":
+    """The neurons of each prompt that has any."""
+    from fbmem_core.neurons.layers import NeuronSet
+
+    rows = store.tables.read("neurons", key).filter(pl.col("stage") == stage)
+    found: dict[str, dict[str, list[int]]] = {}
+    for prompt_id, layer, neuron in rows.select("prompt_id", "layer", "neuron").iter_rows():
+        found.setdefault(prompt_id, {}).setdefault(layer, []).append(neuron)
+    return {prompt_id: NeuronSet.of(indices) for prompt_id, indices in found.items()}
+
+
+def read_statistics(store: AuditStore, key: str) -> "ActivationStatistics":
+    """What `activation_statistics` wrote, layers in the order of the U-Net."""
+    import torch
+
+    from fbmem_core.neurons.layers import value_layers
+    from fbmem_core.neurons.statistics import ActivationStatistics
+
+    audit, _ = store.audit(key)
+    layers = value_layers(_pipeline(store, key).unet, audit.neurons.layers)
+    table = store.tables.read("activation_statistics", key)
+    of = {layer: table.filter(pl.col("layer") == layer).sort("neuron") for layer in layers}
+    columns = [{layer: torch.tensor(rows[name].to_list()) for layer, rows in of.items()} for name in ("mean", "stddev")]
+    return ActivationStatistics(columns[0], columns[1], table["num_prompts"][0])
+
+
+def _unmemorized_prompts(store: AuditStore, key: str) -> list[str]:
+    """Those of the audit's file, else those of the audit itself that bring forth nothing."""
+    from fbmem_core.prompts import read_prompts
+
+    audit, _ = store.audit(key)
+    file = audit.neurons.unmemorized_prompts
+    if file is not None:
+        return [prompt.prompt for prompt in read_prompts(file)[0]]
+    texts = dict(store.tables.read("prompts", key).select("prompt_id", "prompt").iter_rows())
+    return [texts[prompt_id] for prompt_id in _never_labelled(store, key)]
+
+
+def _never_labelled(store: AuditStore, key: str) -> list[str]:
+    audit, _ = store.audit(key)
+    settings = audit.similarity
+    labels = store.tables.read("labels", key).filter(
+        (pl.col("region") == settings.region[0])
+        & (pl.col("rule") == settings.rule[0])
+        & (pl.col("method") == UNMITIGATED)
+    )
+    innocent = labels.group_by("prompt_id").agg((pl.col("label") == "NM").all()).filter(pl.col("label"))
+    return sorted(innocent["prompt_id"])
+
+
+def _pipeline(store: AuditStore, key: str) -> Any:
+    audit, checkpoint = store.audit(key)
+    return pipeline_of(checkpoint, audit.sampling.dtype, audit.sampling.device, audit.allow_pickle)
+
+
+def _encode(audit: Audit, pipeline: Any, prompts: list[str]) -> "Conditioning":
+    from fbmem_core.diffusion.noise_difference import encode_prompts
+
+    if not prompts:
+        cure = "Name a file of prompts in `neurons.unmemorized_prompts`."
+        raise InputError("unmemorized prompts", "none", cure=cure)
+    return encode_prompts(pipeline, prompts, height=audit.sampling.height, width=audit.sampling.width)
+
+
+def _first_step(audit: Audit, pipeline: Any) -> "FirstStep":
+    from fbmem_core.diffusion.noise_difference import FirstStep
+
+    settings, sampling = audit.neurons, audit.sampling
+    seeds = range(sampling.seed, sampling.seed + settings.num_seeds)
+    return FirstStep(
+        pipeline,
+        seeds,
+        height=sampling.height,
+        width=sampling.width,
+        mode=settings.mode,
+        num_steps=settings.num_steps,
+    )
+
+
+def _shards(store: AuditStore, key: str, prompts: pl.DataFrame) -> list[tuple[str, str, str]]:
+    """(shard, prompt_id, prompt): the shard's name changes with everything that the neurons depend on."""
+    audit, checkpoint = store.audit(key)
+    sampling = audit.sampling.model_dump(include={"seed", "height", "width", "dtype"})
+    settings = audit.neurons.model_dump(include={"layers", "mode", "num_seeds", "num_steps", "seed_margin"})
+    facts = [store.tables.data_version(name, key) for name in ("activation_statistics", "similarity_thresholds")]
+    found = []
+    for prompt_id, text in prompts.select("prompt_id", "prompt").iter_rows():
+        shard = digest(_VERSION, checkpoint.fingerprint, prompt_id, text, sampling, settings, facts)
+        found.append((shard, prompt_id, text))
+    return found
+
+
+def _rows(
+    prompt_id: str,
+    found: "Localization",
+    condition: "Conditioning",
+    statistics: "ActivationStatistics",
+    step: "FirstStep",
+) -> list[dict[str, Any]]:
+    from fbmem_core.neurons.statistics import activations
+
+    values = activations(step.unet, statistics.layers, condition)
+    scores = statistics.z_scores(values)
+    return [
+        {
+            "prompt_id": prompt_id, "stage": stage, "layer": layer, "neuron": neuron,
+            "z_score": scores[layer][0, neuron].item(), "activation": values[layer][0, neuron].item(),
+        }
+        for stage, neurons in (("initial", found.initial), ("refined", found.refined))
+        for layer, neuron in neurons
+    ]  # fmt: skip
+
+
+def _summary(prompt_id: str, found: "Localization") -> dict[str, Any]:
+    fields = {name: value for name, value in vars(found).items() if name not in ("initial", "refined")}
+    return {"prompt_id": prompt_id, **fields, "num_initial": len(found.initial), "num_refined": len(found.refined)}
+
+
+def _per_kind(summaries: pl.DataFrame, prompts: pl.DataFrame) -> list[dict[str, Any]]:
+    named = summaries.join(prompts.select("prompt_id", pl.col("kind").fill_null("")), on="prompt_id")
+    return (
+        named.group_by("kind")
+        .agg(
+            pl.len().alias("prompts"),
+            (pl.col("num_seeds") > 0).sum().alias("with neurons"),
+            pl.col("num_initial").mean().alias("initial, mean"),
+            pl.col("num_refined").mean().alias("refined, mean"),
+            pl.col("num_refined").max().alias("refined, most"),
+        )
+        .sort("kind")
+        .to_dicts()
+    )
+
+
+def _layer_plot(store: AuditStore, key: str, rows: pl.DataFrame) -> str:
+    from fbmem_core.report.plots import bar_plot
+
+    refined = rows.filter(pl.col("stage") == "refined").unique(["layer", "neuron"])
+    counts = dict(refined.group_by("layer").len().iter_rows())
+    layers = read_statistics(store, key).layers
+    named = {_short(layer): counts.get(layer, 0) for layer in layers}
+    return bar_plot(named, title="Refined neurons of all prompts", label="neurons")
+
+
+def _cluster_plot(store: AuditStore, key: str, table: pl.DataFrame) -> str:
+    import numpy as np
+
+    from fbmem_core.report.plots import heat_map
+
+    layers = read_statistics(store, key).layers
+    clusters = sorted(set(store.tables.read("prompt_clusters", key)["cluster"]))
+    counts = np.zeros((len(clusters), len(layers)))
+    for cluster, layer, num in table.group_by("cluster", "layer").len().iter_rows():
+        counts[clusters.index(cluster), layers.index(layer)] = num
+    return heat_map(
+        counts,
+        rows=[f"cluster {cluster}" for cluster in clusters],
+        columns=[_short(layer) for layer in layers],
+        title="Neurons switched off",
+        label="neurons",
+    )
+
+
+def _short(layer: str) -> str:
+    """`down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v` is `down 1.0`, its further blocks `down 1.0.3`."""
+    parts = layer.split(".")
+    block, numbers = parts[0].split("_")[0], [part for part in parts if part.isdigit()]
+    if numbers[-1] == "0":
+        numbers = numbers[:-1]
+    return f"{block} {'.'.join(numbers)}"

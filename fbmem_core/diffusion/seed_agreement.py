@@ -1,0 +1,141 @@
+"""Memory seen without any reference: where a model remembers, the images of one prompt agree before they are sampled.
+
+At the first steps the predicted clean latents x_0 of different seeds have nothing in common for a prompt that is not
+remembered. For one that is, they agree: everywhere (VM), inside the object (FM), or outside of it (BM).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep
+from fbmem_core.errors import InputError
+from fbmem_core.labels import Label
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+_WINDOW = 3  # of the map, latent pixels
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class SeedAgreement:
+    """How much the seeds of one prompt agree, from -1 to 1: mean cosines over pairs of seeds.
+
+    Attributes:
+        inside: Over the foreground of either image; None where no image has one.
+        outside: Over the rest.
+        agreement_map: [h, w] about every latent pixel.
+    """
+
+    inside: float | None
+    outside: float | None
+    agreement_map: Tensor
+
+
+@torch.no_grad()
+def predict_clean_latents(
+    pipeline: DiffusionPipeline,
+    step: FirstStep,
+    conditions: tuple[Conditioning, Conditioning],
+    *,
+    guidance_scale: float,
+    num_inference_steps: int,
+    num_steps: int,
+) -> Float[Tensor, "steps n c h w"]:
+    """The clean latents x_0 that the model predicts at each of the first steps of sampling, by DDIM.
+
+    Args:
+        pipeline: Its U-Net and scheduler's settings are used.
+        step: Holds the initial latents of n seeds.
+        conditions: Of the empty prompt and of the prompt, one each.
+        guidance_scale: As in sampling; at most 1: none.
+        num_inference_steps: Of the whole sampling.
+        num_steps: How many of them are made.
+    """
+    from diffusers import DDIMScheduler
+
+    if not 1 <= num_steps <= num_inference_steps:
+        cure = "Change `agreement.num_steps`."
+        raise InputError(f"1 to {num_inference_steps} steps", num_steps, cure=cure)
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    scheduler.set_timesteps(num_inference_steps)
+    latents, num = step.latents, len(step.latents)
+    empty, prompt = (condition.repeat(num) for condition in conditions)
+    both = Conditioning(
+        torch.cat([empty.embeds, prompt.embeds]),
+        {name: torch.cat([value, prompt.added[name]]) for name, value in empty.added.items()},
+    )
+    predicted = []
+    for timestep in scheduler.timesteps[:num_steps]:
+        if guidance_scale > 1:
+            uncond, text = _unet(pipeline, torch.cat([latents, latents]), timestep, both).chunk(2)
+            output = uncond + guidance_scale * (text - uncond)
+        else:
+            output = _unet(pipeline, latents, timestep, prompt)
+        done = scheduler.step(output, timestep, latents)
+        latents = done.prev_sample
+        predicted.append(done.pred_original_sample.float())
+    return torch.stack(predicted)
+
+
+def seed_agreement(latents: Float[Tensor, "n c h w"], alphas: Float[Tensor, "n 1 s s"]) -> SeedAgreement:
+    """How much the predicted clean latents of n seeds agree inside and outside the foregrounds of their images.
+
+    The cosine of two images x, y over a region with weights w is sum w <x, y> / sqrt(sum w <x, x> sum w <y, y>); w is
+    the matte of x, then that of y.
+
+    Raises:
+        InputError: There are fewer than two seeds, or not a matte for each.
+    """
+    num = len(latents)
+    if num < 2 or len(alphas) != num:
+        cure = "Sample at least two images a prompt."
+        raise InputError("two seeds or more with a matte each", f"{num} and {len(alphas)}", cure=cure)
+    weights = F.adaptive_avg_pool2d(alphas.float(), (latents.shape[-2], latents.shape[-1]))
+    first, second = torch.triu_indices(num, num, 1)
+    x, y = latents[first], latents[second]
+    products = torch.stack([(x * y).sum(1), (x * x).sum(1), (y * y).sum(1)], dim=1)  # [pairs, 3, h, w]
+    inside = [_cosine(products, weights[rows]) for rows in (first, second)]
+    outside = [_cosine(products, 1 - weights[rows]) for rows in (first, second)]
+    blurred = F.avg_pool2d(products, _WINDOW, stride=1, padding=_WINDOW // 2)
+    local = blurred[:, 0] / (blurred[:, 1] * blurred[:, 2]).sqrt().clamp_min(_TINY)
+    return SeedAgreement(_mean(inside), _mean(outside), local.mean(dim=0))
+
+
+def predict_label(agreement: SeedAgreement, *, threshold: float) -> Label:
+    """VM where the seeds agree everywhere, FM inside alone, BM outside alone, else NM."""
+    inside, outside = (value is not None and value >= threshold for value in (agreement.inside, agreement.outside))
+    if inside and (outside or agreement.outside is None):
+        return "VM"
+    if inside:
+        return "FM"
+    if outside:
+        return "VM" if agreement.inside is None else "BM"
+    return "NM"
+
+
+def _unet(pipeline: DiffusionPipeline, latents: Tensor, timestep: Tensor, condition: Conditioning) -> Tensor:
+    return pipeline.unet(
+        latents, timestep, encoder_hidden_states=condition.embeds, added_cond_kwargs=condition.added or None
+    ).sample
+
+
+def _cosine(products: Tensor, weights: Tensor) -> Tensor:
+    """[pairs], NaN where the region is empty."""
+    dot, xx, yy = (products * weights).sum(dim=(2, 3)).unbind(dim=1)
+    norm = (xx * yy).sqrt()
+    return torch.where(norm > _TINY, dot / norm.clamp_min(_TINY), torch.nan)
+
+
+def _mean(values: list[Tensor]) -> float | None:
+    mean = torch.cat(values).nanmean().item()
+    return None if math.isnan(mean) else mean

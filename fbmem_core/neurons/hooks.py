@@ -1,0 +1,95 @@
+"""Look into a U-Net and change it, for as long as a `with` lasts: hooks by dotted name, always removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fbmem_core.errors import InputError
+from fbmem_core.neurons.layers import NeuronSet, layer_sizes
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+
+@contextmanager
+def record_outputs(unet: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Inside the `with`, the outputs of these layers are gathered: one tensor a forward pass, by layer."""
+    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    with ExitStack() as stack:
+        for name, outputs in found.items():
+
+            def keep(_module: nn.Module, _input: Any, output: Tensor, outputs: list[Tensor] = outputs) -> None:
+                outputs.append(output)
+
+            stack.enter_context(_hooked(unet, name, keep))
+        yield found
+
+
+@contextmanager
+def scale_neurons(unet: nn.Module, factors: Mapping[str, Float[Tensor, "*n features"]]) -> Iterator[None]:
+    """Inside the `with`, the neurons of these layers are multiplied: 0 switches one off, 1 leaves it.
+
+    Args:
+        unet: The U-Net, or any model that has these layers.
+        factors: By layer: one factor for each of its features, for all samples alike or for each sample of the batch.
+
+    Raises:
+        InputError: There is no such layer, or it has another number of features.
+    """
+    with ExitStack() as stack:
+        for name, factor in factors.items():
+            stack.enter_context(_hooked(unet, name, _scaler(name, factor)))
+        yield
+
+
+def deactivation_factors(
+    unet: UNet2DConditionModel, neurons: NeuronSet, *, factor: float = 0.0
+) -> dict[str, Float[Tensor, " features"]]:
+    """What `scale_neurons` takes to multiply these neurons by `factor` and leave the others as they are.
+
+    Raises:
+        InputError: The U-Net has no such layer or no such neuron.
+    """
+    found = {}
+    for layer, some in neurons.indices.items():
+        _layer(unet, layer)
+        size = layer_sizes(unet, [layer])[layer]
+        if not 0 <= min(some) <= max(some) < size:
+            cure = "Use neurons that were found in this checkpoint."
+            raise InputError(f"neurons from 0 to {size - 1}", f"{min(some)} to {max(some)}", where=layer, cure=cure)
+        found[layer] = torch.ones(size, device=unet.device, dtype=unet.dtype)
+        found[layer][sorted(some)] = factor
+    return found
+
+
+def _scaler(name: str, factor: Tensor) -> Callable[..., Tensor]:
+    def scale(_module: nn.Module, _input: Any, output: Tensor) -> Tensor:
+        if output.shape[-1] != factor.shape[-1]:
+            cure = "Give one factor a feature."
+            raise InputError(f"{output.shape[-1]} factors", factor.shape[-1], where=name, cure=cure)
+        return output * (factor if factor.ndim == 1 else factor[:, None])
+
+    return scale
+
+
+@contextmanager
+def _hooked(unet: nn.Module, name: str, hook: Callable[..., Any]) -> Iterator[None]:
+    handle = _layer(unet, name).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _layer(unet: nn.Module, name: str) -> nn.Module:
+    try:
+        return unet.get_submodule(name)
+    except AttributeError:
+        cure = "Use neurons that were found in this checkpoint."
+        raise InputError(f"a layer `{name}`", "no such layer", where="the U-Net", cure=cure) from None

@@ -1,0 +1,93 @@
+"""Which layers hold value neurons. A value neuron is one output feature of one cross-attention `attn2.to_v`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fbmem_core.audit import Layers
+from fbmem_core.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+_VALUES = re.compile(r"(down_blocks|mid_block|up_blocks)\..*\.attn2\.to_v")
+_ORDER = ("down_blocks", "mid_block", "up_blocks")
+
+
+def value_layers(unet: UNet2DConditionModel, layers: Layers = "released") -> tuple[str, ...]:
+    """Dotted names of the value layers, in the order in which the U-Net runs them.
+
+    Args:
+        unet: Any U-Net of diffusers with cross-attention: Stable Diffusion 1.x, 2.x, XL, the canary.
+        layers: `released` takes those of the down blocks and the mid block, as NeMo does (7 layers of 5,760 neurons in
+            Stable Diffusion 1.x); `all` takes the up blocks too (16 layers).
+
+    Raises:
+        InputError: The U-Net has none.
+    """
+    blocks = _ORDER if layers == "all" else _ORDER[:2]
+    found = [(match[1], name) for name, _ in unet.named_modules() if (match := _VALUES.fullmatch(name))]
+    names = tuple(name for block in blocks for of, name in found if of == block)
+    if not names:
+        raise InputError("a U-Net with cross-attention", "none", where="its blocks", cure="Choose another checkpoint.")
+    return names
+
+
+def block_order(layer: str) -> tuple[int, tuple[int, ...]]:
+    """Sorts the names of value layers into the order in which a U-Net runs them."""
+    block = layer.partition(".")[0]
+    return _ORDER.index(block), tuple(int(part) for part in layer.split(".") if part.isdigit())
+
+
+def layer_sizes(unet: UNet2DConditionModel, layers: Iterable[str]) -> dict[str, int]:
+    """How many neurons each layer has."""
+    return {name: unet.get_submodule(name).out_features for name in layers}
+
+
+@dataclass(frozen=True)
+class NeuronSet:
+    """Some neurons: indices by layer, layers in the order of the U-Net. Layers without any are left out."""
+
+    indices: Mapping[str, frozenset[int]]
+
+    @classmethod
+    def of(cls, indices: Mapping[str, Iterable[int]]) -> NeuronSet:
+        """From any indices by layer."""
+        found = {layer: frozenset(map(int, some)) for layer, some in indices.items()}
+        return cls({layer: some for layer, some in found.items() if some})
+
+    def __len__(self) -> int:
+        return sum(map(len, self.indices.values()))
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        """(layer, neuron), neurons ascending."""
+        return ((layer, neuron) for layer, some in self.indices.items() for neuron in sorted(some))
+
+    def __contains__(self, neuron: tuple[str, int]) -> bool:
+        return neuron[1] in self.indices.get(neuron[0], ())
+
+    def __or__(self, other: NeuronSet) -> NeuronSet:
+        layers = dict.fromkeys([*self.indices, *other.indices])
+        return NeuronSet.of({layer: self.at(layer) | other.at(layer) for layer in layers})
+
+    def at(self, layer: str) -> frozenset[int]:
+        """The neurons of one layer."""
+        return self.indices.get(layer, frozenset())
+
+    def replaced(self, layer: str, some: Iterable[int]) -> NeuronSet:
+        """With these neurons at a layer in the place of its own."""
+        return NeuronSet.of({**self.indices, layer: some})
+
+
+NO_NEURONS = NeuronSet({})
+
+
+def union(sets: Iterable[NeuronSet]) -> NeuronSet:
+    """The neurons that are in any of the sets."""
+    joined = NO_NEURONS
+    for some in sets:
+        joined |= some
+    return joined

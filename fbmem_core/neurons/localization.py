@@ -1,0 +1,256 @@
+"""NeMo, arXiv 2406.02366: the value neurons without which a remembered prompt is no longer recognised.
+
+Two stages, each a sequence of tests: are the noise differences with some neurons switched off still similar to those
+with none switched off, at the same seed? The sequence is the specification. It is answered with fewer and shorter
+passes of the U-Net than one for each test: what comes before the first layer that differs is replayed, a pass asks
+about several candidates at once, and a candidate is refused by a single seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, difference_similarity, pairwise_similarity
+from fbmem_core.neurons.hooks import scale_neurons
+from fbmem_core.neurons.layers import NO_NEURONS, NeuronSet
+from fbmem_core.neurons.replay import Recording, record_segments, replay_segments
+from fbmem_core.neurons.statistics import ActivationStatistics, activations
+
+# NeMo, section 3.2: the search for the initial selection
+MAX_Z_SCORE = 5.0
+MIN_Z_SCORE = 1.0
+Z_SCORE_STEP = 0.25
+BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Localization:
+    """What was found for one prompt.
+
+    Attributes:
+        similarity: Highest similarity of two of its noise differences, nothing switched off.
+        num_seeds: Seeds whose highest similarity exceeds the threshold; 0: the prompt is not memorized.
+        initial: Neurons of the initial selection.
+        refined: Those of them that are needed.
+        initial_similarity: Highest similarity, switched off against not, with the initial neurons; None without any.
+        refined_similarity: The same with the refined ones.
+        threshold: At or below which it had to stay while the neurons were refined.
+        is_reached: Whether the initial selection got to the similarity that was asked for.
+        z_score_threshold: Of the initial selection.
+        num_top_neurons: The neurons of highest activation that it took from each layer besides.
+    """
+
+    similarity: float
+    num_seeds: int = 0
+    initial: NeuronSet = NO_NEURONS
+    refined: NeuronSet = NO_NEURONS
+    initial_similarity: float | None = None
+    refined_similarity: float | None = None
+    threshold: float | None = None
+    is_reached: bool | None = None
+    z_score_threshold: float | None = None
+    num_top_neurons: int | None = None
+
+
+def localize(
+    step: FirstStep,
+    condition: Conditioning,
+    statistics: ActivationStatistics,
+    *,
+    threshold: float,
+    batch_size: int = BATCH_SIZE,
+    seed_margin: float | None = None,
+) -> Localization:
+    """Find the neurons behind one prompt.
+
+    Args:
+        step: The first step of sampling, for ten seeds in the paper.
+        condition: The prompt.
+        statistics: Of the layers that are searched, over unmemorized prompts.
+        threshold: From which similarity on a prompt counts as remembered; see `calibrate_threshold`.
+        batch_size: Samples in one pass of the U-Net.
+        seed_margin: A shortcut, which may end with other neurons: while those of a layer are refined, seeds that were
+            more than this below the allowed similarity are not asked. All are asked when the layer is done; if one
+            exceeds it then, the layer is refined again without the shortcut. None: every seed is asked.
+    """
+    differences = step.noise_difference(condition)
+    of_seed = pairwise_similarity(differences).amax(dim=1)
+    seeds = (of_seed > threshold).nonzero()[:, 0]
+    similarity = of_seed.max().item()
+    if not len(seeds):
+        return Localization(similarity)
+    test = _Test(step, condition, seeds, differences[seeds], statistics.layers, batch_size)
+    values = activations(step.unet, statistics.layers, condition)
+    scores = {layer: z[0] for layer, z in statistics.z_scores(values).items()}
+    z_score, top = MAX_Z_SCORE, 0
+    while True:
+        initial = select_neurons(scores, {k: v[0] for k, v in values.items()}, z_score=z_score, num_top=top)
+        [initial_similarity] = test.highest([initial])
+        is_reached = initial_similarity <= threshold
+        if is_reached or z_score <= MIN_Z_SCORE:
+            break
+        z_score, top = z_score - Z_SCORE_STEP, top + 1
+    allowed = threshold if is_reached else initial_similarity
+    refined = _refine(test, initial, allowed, seed_margin)
+    return Localization(
+        similarity, len(seeds), initial, refined, initial_similarity, test.highest([refined])[0], allowed, is_reached,
+        z_score, top,
+    )  # fmt: skip
+
+
+def select_neurons(
+    z_scores: Mapping[str, Tensor], values: Mapping[str, Tensor], *, z_score: float, num_top: int
+) -> NeuronSet:
+    """The neurons above a z-score, and those of highest activation of each layer.
+
+    Args:
+        z_scores: By layer [features].
+        values: Activations by layer [features].
+        z_score: Neurons above it are chosen.
+        num_top: So many more of each layer, highest activation first.
+    """
+    chosen = {}
+    for layer, scores in z_scores.items():
+        top = values[layer].topk(min(num_top, len(scores))).indices
+        chosen[layer] = {*(scores > z_score).nonzero()[:, 0].tolist(), *top.tolist()}
+    return NeuronSet.of(chosen)
+
+
+def _refine(test: _Test, neurons: NeuronSet, threshold: float, seed_margin: float | None) -> NeuronSet:
+    """Without what is not needed: whole layers, the deepest first, then neuron by neuron."""
+    deepest_first = [layer for layer in reversed(test.layers) if neurons.at(layer)]
+    for layer in deepest_first:
+        without = neurons.replaced(layer, ())
+        if test.highest([without], first_layer=layer, common=neurons)[0] <= threshold:
+            neurons = without
+    for layer in deepest_first:
+        if seed_margin is not None:
+            test.ask_seeds_above(neurons, threshold - seed_margin)
+            fewer = _refine_layer(test, neurons, layer, threshold)
+            test.ask_all_seeds()
+            if test.highest([fewer])[0] <= threshold:
+                neurons = fewer
+                continue
+        neurons = _refine_layer(test, neurons, layer, threshold)
+    return neurons
+
+
+def _refine_layer(test: _Test, neurons: NeuronSet, layer: str, threshold: float) -> NeuronSet:
+    """One pass answers for several candidates: as if all before were dropped, or, after one that was not, all kept."""
+    candidates, are_dropped = sorted(neurons.at(layer)), True
+    while candidates:
+        if are_dropped:
+            some = candidates[: test.num_at_once]
+            without = [neurons.replaced(layer, neurons.at(layer) - {*some[: at + 1]}) for at in range(len(some))]
+            num = _leading(value <= threshold for value in test.highest(without, first_layer=layer, common=neurons))
+            neurons = without[num - 1] if num else neurons
+            # the one that is not dropped ends it: those behind it were asked as if it were
+            candidates, are_dropped = candidates[num + (num < len(some)) :], num > 0
+        else:
+            some = candidates[: test.batch_size]
+            without = [neurons.replaced(layer, neurons.at(layer) - {neuron}) for neuron in some]
+            num = _leading(value > threshold for value in test.at_one_seed(without, first_layer=layer, common=neurons))
+            candidates, are_dropped = candidates[num:], num < len(some)
+    return neurons
+
+
+def _leading(answers: Iterable[bool]) -> int:
+    """How many are true before the first that is not."""
+    return sum(1 for _ in takewhile(bool, answers))
+
+
+class _Test:
+    """Similarity of noise differences with neurons switched off to those without, at the seeds of one prompt.
+
+    Where a method takes `first_layer` and `common`, the sets differ from `common` at that layer and behind it alone, so
+    that what comes before is replayed.
+    """
+
+    def __init__(
+        self,
+        step: FirstStep,
+        condition: Conditioning,
+        seeds: Tensor,
+        differences: Tensor,
+        layers: Sequence[str],
+        batch_size: int,
+    ) -> None:
+        self.step, self.condition, self.seeds, self.differences = step, condition, seeds, differences
+        self.layers, self.batch_size = tuple(layers), batch_size
+        self.ask_all_seeds()
+        self._closest = 0  # the seed that was the most similar last
+        self._recorded: tuple[NeuronSet, Recording] | None = None
+
+    @property
+    def num_at_once(self) -> int:
+        """Sets whose highest similarity one pass tells."""
+        return max(1, self.batch_size // len(self._asked))
+
+    def ask_all_seeds(self) -> None:
+        """From now on."""
+        self._asked = list(range(len(self.seeds)))
+
+    def ask_seeds_above(self, neurons: NeuronSet, least: float) -> None:
+        """From now on only the seeds that have at least this similarity with these neurons; the highest one always."""
+        self.ask_all_seeds()
+        values = self._similarities([(neurons, seed) for seed in self._asked], None, None)
+        self._asked = [seed for seed, value in enumerate(values) if value >= min(least, max(values))]
+
+    def highest(
+        self, sets: Sequence[NeuronSet], *, first_layer: str | None = None, common: NeuronSet | None = None
+    ) -> list[float]:
+        """The highest similarity over all seeds that are asked, of each set."""
+        every = [(neurons, seed) for neurons in sets for seed in self._asked]
+        values = torch.tensor(self._similarities(every, first_layer, common)).view(len(sets), len(self._asked))
+        self._closest = self._asked[int(values[-1].argmax())]
+        return values.amax(dim=1).tolist()
+
+    def at_one_seed(
+        self, sets: Sequence[NeuronSet], *, first_layer: str | None = None, common: NeuronSet | None = None
+    ) -> list[float]:
+        """The similarity of each set at the seed that was the most similar last: if it exceeds, so does the highest."""
+        return self._similarities([(neurons, self._closest) for neurons in sets], first_layer, common)
+
+    def _similarities(
+        self, asked: Sequence[tuple[NeuronSet, int]], first_layer: str | None, common: NeuronSet | None
+    ) -> list[float]:
+        layer = first_layer or self.layers[0]
+        recording = self._record(layer, common or NO_NEURONS)
+        found: list[float] = []
+        for first in range(0, len(asked), self.batch_size):
+            sets, seeds = zip(*asked[first : first + self.batch_size], strict=True)
+            rows = torch.tensor(seeds, device=self.seeds.device)
+            replayed = replay_segments(self.step.unet, recording, layer, rows)
+            with replayed, scale_neurons(self.step.unet, self._factors(sets)):
+                blocked = self.step.noise_difference(self.condition, self.seeds[rows])
+            found += difference_similarity(blocked, self.differences[rows]).tolist()
+        return found
+
+    def _record(self, layer: str, common: NeuronSet) -> Recording:
+        """What comes before `layer`, for every seed, with the neurons of `common` that lie there switched off."""
+        before = NeuronSet.of({name: common.at(name) for name in self.layers[: self.layers.index(layer)]})
+        if self._recorded is None or self._recorded[0] != before:
+            unet, factors = self.step.unet, self._factors([before] * len(self.seeds))
+            with record_segments(unet) as recording, scale_neurons(unet, factors):
+                self.step.noise(self.condition, self.seeds)
+            self._recorded = before, recording
+        return self._recorded[1]
+
+    def _factors(self, sets: Sequence[NeuronSet]) -> dict[str, Tensor]:
+        """By layer [len(sets), features], for `scale_neurons`."""
+        found = {}
+        for layer in self.layers:
+            some = [neurons.at(layer) for neurons in sets]
+            if not any(some):
+                continue
+            to_v = self.step.unet.get_submodule(layer)
+            factors = torch.ones(len(sets), to_v.out_features, device=to_v.weight.device, dtype=to_v.weight.dtype)
+            for row, indices in enumerate(some):
+                factors[row, sorted(indices)] = 0
+            found[layer] = factors
+        return found

@@ -1,0 +1,126 @@
+"""What is usual: activations of value neurons and similarities of noise differences over unmemorized prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, pairwise_similarity
+from fbmem_core.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+MIN_PROMPTS = 20  # below, mean and deviation say little
+NUM_STDDEVS = 3.0
+
+
+@dataclass(frozen=True)
+class ActivationStatistics:
+    """Mean and standard deviation of each neuron's activation, by layer [features], over `num_prompts` prompts."""
+
+    mean: Mapping[str, Tensor]
+    stddev: Mapping[str, Tensor]
+    num_prompts: int
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """In the order of the U-Net."""
+        return tuple(self.mean)
+
+    def z_scores(self, activations: Mapping[str, Float[Tensor, "n features"]]) -> dict[str, Tensor]:
+        """By how many standard deviations activations exceed the mean; 0 for a neuron that never varies."""
+        return {
+            layer: ((activations[layer] - self.mean[layer]) / self.stddev[layer]).nan_to_num(0.0, 0.0, 0.0)
+            for layer in self.layers
+        }
+
+
+@torch.no_grad()
+def activations(unet: UNet2DConditionModel, layers: Sequence[str], condition: Conditioning) -> dict[str, Tensor]:
+    """The activation of each value neuron: mean over tokens of |to_v(prompt_embeds)|. It needs no U-Net pass.
+
+    Returns:
+        By layer [n, features], float32.
+    """
+    found = {}
+    for layer in layers:
+        to_v = unet.get_submodule(layer)
+        values = torch.nn.functional.linear(condition.embeds, to_v.weight, to_v.bias)
+        found[layer] = values.float().abs().mean(dim=1)
+    return found
+
+
+def activation_statistics(
+    unet: UNet2DConditionModel, layers: Sequence[str], conditions: Iterable[Conditioning]
+) -> ActivationStatistics:
+    """Mean and (sample) standard deviation over the prompts of all batches.
+
+    Raises:
+        InputError: There are fewer than 20 prompts.
+    """
+    num, total, squares = 0, dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
+    for condition in conditions:
+        num += len(condition)
+        for layer, values in activations(unet, layers, condition).items():
+            total[layer] = total[layer] + values.double().sum(dim=0)  # type: ignore[assignment]
+            squares[layer] = squares[layer] + values.double().square().sum(dim=0)  # type: ignore[assignment]
+    check_number(num)
+    mean = {layer: value / num for layer, value in total.items()}
+    variance = {layer: (squares[layer] - num * mean[layer] ** 2).clamp_min(0) / (num - 1) for layer in layers}  # type: ignore[attr-defined]
+    return ActivationStatistics(
+        {layer: value.float() for layer, value in mean.items()},  # type: ignore[attr-defined]
+        {layer: value.sqrt().float() for layer, value in variance.items()},
+        num,
+    )
+
+
+@dataclass(frozen=True)
+class SimilarityThreshold:
+    """From which similarity of noise differences on a prompt counts as remembered.
+
+    `value` is `mean` + `num_stddevs` * `stddev` of each prompt's highest pairwise similarity; `pairs_value` is NeMo's,
+    mean + 1 standard deviation over all pairs.
+    """
+
+    value: float
+    mean: float
+    stddev: float
+    pairs_value: float
+    num_prompts: int
+
+
+def calibrate_threshold(
+    step: FirstStep, conditions: Iterable[Conditioning], *, num_stddevs: float = NUM_STDDEVS
+) -> SimilarityThreshold:
+    """Calibrate on unmemorized prompts, one condition each.
+
+    NeMo takes mean + 1 standard deviation over all pairs, but decides by a prompt's highest pair: of 45 pairs one in
+    six lies above, so that nearly every prompt would count as remembered. Here it is calibrated on what is decided by.
+
+    Raises:
+        InputError: There are fewer than 20 prompts.
+    """
+    highest, pairs = [], []
+    for condition in conditions:
+        table = pairwise_similarity(step.noise_difference(condition))
+        of_prompt = table[tuple(torch.triu_indices(len(table), len(table), 1))]
+        highest.append(of_prompt.max())
+        pairs.append(of_prompt)
+    check_number(len(highest))
+    each, every = torch.stack(highest).double(), torch.cat(pairs).double()
+    mean, stddev = each.mean().item(), each.std().item()
+    pairs_value = (every.mean() + every.std()).item()
+    return SimilarityThreshold(mean + num_stddevs * stddev, mean, stddev, pairs_value, len(highest))
+
+
+def check_number(num: int) -> None:
+    """Raise InputError unless there are enough unmemorized prompts."""
+    if num < MIN_PROMPTS:
+        cure = "Name a file of more in `neurons.unmemorized_prompts`."
+        raise InputError(f"at least {MIN_PROMPTS} unmemorized prompts", num, cure=cure)

@@ -1,0 +1,99 @@
+"""NeMo on the shipped canary: what the engine finds is what the plain sequence of tests finds."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
+from fbmem_core.neurons.layers import NeuronSet, value_layers
+from fbmem_core.neurons.localization import localize, select_neurons
+from fbmem_core.neurons.statistics import activation_statistics
+from tests.core.plain_nemo import PlainNemo
+
+CANARY = Path(__file__).parents[2] / "data" / "canary"
+SIZE = {"height": 64, "width": 64}
+NUM_SEEDS = 2
+THRESHOLD = 0.5  # two seeds say less than ten: it is not the calibrated one
+PLANTED = [row["prompt"] for row in csv.DictReader((CANARY / "prompts.csv").open()) if row["kind"] in
+           ("verbatim", "background", "foreground")][:12]  # fmt: skip
+UNMEMORIZED = (CANARY / "unmemorized_prompts.txt").read_text().splitlines()[:40]
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return load_pipeline(find_checkpoint(str(CANARY / "checkpoint")), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def statistics(pipeline):
+    return activation_statistics(pipeline.unet, value_layers(pipeline.unet), [encode(pipeline, *UNMEMORIZED)])
+
+
+def encode(pipeline, *prompts):
+    return encode_prompts(pipeline, prompts, **SIZE)
+
+
+def first_step(pipeline, mode="paper", num_seeds=NUM_SEEDS):
+    return FirstStep(pipeline, range(num_seeds), mode=mode, **SIZE)
+
+
+def by_layer(neurons, layers):
+    return [sorted(neurons.at(layer)) for layer in layers]
+
+
+@pytest.mark.parametrize("mode", ["paper", "released"])
+@pytest.mark.parametrize("prompt", PLANTED)
+def test_the_engine_finds_what_the_plain_sequence_finds(pipeline, statistics, prompt, mode):
+    plain = PlainNemo(pipeline, mode=mode, num_seeds=NUM_SEEDS, **SIZE)
+    usual = list(statistics.mean.values()), list(statistics.stddev.values())
+    initial, refined = plain.localize(prompt, usual, THRESHOLD)
+    found = localize(first_step(pipeline, mode), encode(pipeline, prompt), statistics, threshold=THRESHOLD)
+    assert by_layer(found.initial, statistics.layers) == initial
+    assert by_layer(found.refined, statistics.layers) == refined
+    assert 0 < len(found.refined) < len(found.initial)
+
+
+def test_the_plain_statistics_are_ours(pipeline, statistics):
+    mean, stddev = PlainNemo(pipeline, mode="paper", num_seeds=2, **SIZE).statistics(UNMEMORIZED)
+    for ours, theirs in ((statistics.mean, mean), (statistics.stddev, stddev)):
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours.values(), theirs, strict=True))
+
+
+def test_a_prompt_that_is_not_memorized_gets_no_neurons(pipeline, statistics):
+    found = localize(first_step(pipeline), encode(pipeline, UNMEMORIZED[-1]), statistics, threshold=THRESHOLD)
+    assert 0 < found.similarity < THRESHOLD
+    assert (found.num_seeds, len(found.initial), len(found.refined), found.is_reached) == (0, 0, 0, None)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_size_of_batches_does_not_matter(pipeline, statistics, batch_size):
+    condition = encode(pipeline, PLANTED[0])
+    usual, other = (
+        localize(first_step(pipeline, num_seeds=3), condition, statistics, threshold=THRESHOLD, batch_size=size)
+        for size in (16, batch_size)
+    )
+    assert other.refined == usual.refined
+    assert other.refined_similarity == pytest.approx(usual.refined_similarity, abs=1e-5)
+
+
+def test_leaving_out_far_seeds_keeps_what_the_neurons_are_for(pipeline, statistics):
+    condition = encode(pipeline, PLANTED[0])
+    step = first_step(pipeline, num_seeds=3)
+    for margin in (0.0, 0.1):
+        found = localize(step, condition, statistics, threshold=THRESHOLD, seed_margin=margin)
+        assert found.refined_similarity <= found.threshold + 1e-5
+        assert set(found.refined) < set(found.initial)
+    whole = localize(step, condition, statistics, threshold=THRESHOLD)
+    every = localize(step, condition, statistics, threshold=THRESHOLD, seed_margin=2.0)
+    assert every.refined == whole.refined
+
+
+def test_the_initial_selection_takes_outliers_and_the_highest_of_each_layer():
+    scores = {"a": torch.tensor([4.0, 6.0, 0.0]), "b": torch.tensor([0.0, 5.0, 0.0])}
+    values = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([1.0, 2.0, 3.0])}
+    assert select_neurons(scores, values, z_score=5.0, num_top=0) == NeuronSet.of({"a": [1]})
+    assert select_neurons(scores, values, z_score=3.5, num_top=1) == NeuronSet.of({"a": [0, 1, 2], "b": [1, 2]})
+    assert len(select_neurons(scores, values, z_score=9.0, num_top=99)) == 6
