@@ -128,11 +128,14 @@ class Neurons(_Section):
 
 
 class Agreement(_Section):
-    """How seed agreement is measured: over at most `num_seeds` sampled seeds, at step `num_steps` of sampling."""
+    """How seed agreement is measured: over at most `num_seeds` sampled seeds, at step `num_steps` of sampling.
 
-    num_steps: int = Field(5, ge=1, le=1000)
+    Both defaults are chosen on the canary, which samples in 25 steps.
+    """
+
+    num_steps: int = Field(7, ge=1, le=1000)
     num_seeds: int = Field(10, ge=2, le=1000)
-    threshold: float = Field(0.5, gt=-1, lt=1)
+    threshold: float = Field(0.75, gt=-1, lt=1)
 
 
 class Audit(_Section):

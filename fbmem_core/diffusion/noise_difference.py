@@ -135,9 +135,10 @@ class FirstStep:
         return output
 
     def noise_difference(self, condition: Conditioning, rows: Tensor | None = None) -> Float[Tensor, "n c h w"]:
-        """eps - x_T, scaled to [0, 1] per sample and channel, float32."""
+        """eps - x_T, scaled to [0, 1] per sample and channel, in float32 or more."""
         latents = self.latents if rows is None else self.latents[rows]
-        return scaled((self.noise(condition, rows) - latents).float())
+        difference = self.noise(condition, rows) - latents
+        return scaled(difference.to(torch.promote_types(difference.dtype, torch.float32)))
 
     def clean_latents(self, condition: Conditioning) -> Float[Tensor, "n c h w"]:
         """Predicted x_0 = (x_T - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar), but for that last factor, float32.
@@ -192,7 +193,7 @@ def pairwise_similarity(differences: Float[Tensor, "n c h w"]) -> Float[Tensor, 
     """The similarity of every two of one prompt's noise differences; 0 on the diagonal."""
     num = len(differences)
     first, second = torch.triu_indices(num, num, 1)
-    table = torch.zeros(num, num)
+    table = torch.zeros(num, num, dtype=differences.dtype)
     if len(first):
         table[first, second] = difference_similarity(differences[first], differences[second]).cpu()
     return table + table.mT

@@ -6,7 +6,6 @@ remembered. For one that is, they agree: everywhere (VM), inside the object (FM)
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,12 +27,14 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class SeedAgreement:
-    """How much the seeds of one prompt agree, from -1 to 1: mean cosines over pairs of seeds.
+    """How much the seeds of one prompt agree, from -1 to 1: each image's cosine with the one nearest to it, on average.
+
+    The nearest, because the images of a prompt may be copies of several pictures.
 
     Attributes:
         inside: Over the foreground of either image; None where no image has one.
         outside: Over the rest.
-        agreement_map: [h, w] about every latent pixel.
+        agreement_map: [h, w] about every latent pixel, with the image that is nearest as a whole.
     """
 
     inside: float | None
@@ -90,8 +91,8 @@ def predict_clean_latents(
 def seed_agreement(latents: Float[Tensor, "n c h w"], alphas: Float[Tensor, "n 1 s s"]) -> SeedAgreement:
     """How much the predicted clean latents of n seeds agree inside and outside the foregrounds of their images.
 
-    The cosine of two images x, y over a region with weights w is sum w <x, y> / sqrt(sum w <x, x> sum w <y, y>); w is
-    the matte of x, then that of y.
+    The cosine of two images x, y over a region with weights w is sum w <x, y> / sqrt(sum w <x, x> sum w <y, y>): the
+    mean of that with the matte of x and that with the matte of y.
 
     Raises:
         InputError: There are fewer than two seeds, or not a matte for each.
@@ -104,11 +105,16 @@ def seed_agreement(latents: Float[Tensor, "n c h w"], alphas: Float[Tensor, "n 1
     first, second = torch.triu_indices(num, num, 1)
     x, y = latents[first], latents[second]
     products = torch.stack([(x * y).sum(1), (x * x).sum(1), (y * y).sum(1)], dim=1)  # [pairs, 3, h, w]
-    inside = [_cosine(products, weights[rows]) for rows in (first, second)]
-    outside = [_cosine(products, 1 - weights[rows]) for rows in (first, second)]
+    of_pairs = [
+        torch.stack([_cosine(products, region[rows]) for rows in (first, second)]).nanmean(dim=0)
+        for region in (weights, 1 - weights, torch.ones_like(weights))
+    ]
+    inside, outside, whole = (_table(values, num) for values in of_pairs)
     blurred = F.avg_pool2d(products, _WINDOW, stride=1, padding=_WINDOW // 2)
     local = blurred[:, 0] / (blurred[:, 1] * blurred[:, 2]).sqrt().clamp_min(_TINY)
-    return SeedAgreement(_mean(inside), _mean(outside), local.mean(dim=0))
+    numbers = _table(torch.arange(len(first), device=latents.device).float(), num).long()
+    partners = numbers[torch.arange(num), whole.argmax(dim=1)]
+    return SeedAgreement(_mean_highest(inside), _mean_highest(outside), local[partners].mean(dim=0))
 
 
 def predict_label(agreement: SeedAgreement, *, threshold: float) -> Label:
@@ -136,6 +142,16 @@ def _cosine(products: Tensor, weights: Tensor) -> Tensor:
     return torch.where(norm > _TINY, dot / norm.clamp_min(_TINY), torch.nan)
 
 
-def _mean(values: list[Tensor]) -> float | None:
-    mean = torch.cat(values).nanmean().item()
-    return None if math.isnan(mean) else mean
+def _table(values: Tensor, num: int) -> Tensor:
+    """Values of pairs as [num, num]; below every cosine where there is none."""
+    table = values.new_full((num, num), -2.0)
+    first, second = torch.triu_indices(num, num, 1)
+    table[first, second] = table[second, first] = values.nan_to_num(-2.0)
+    return table
+
+
+def _mean_highest(table: Tensor) -> float | None:
+    """Mean over the images that have a partner of the cosine with the nearest."""
+    highest = table.amax(dim=1)
+    highest = highest[highest >= -1.5]
+    return highest.mean().item() if len(highest) else None

@@ -141,21 +141,28 @@ def _refine(test: _Test, neurons: NeuronSet, threshold: float, seed_margin: floa
 
 
 def _refine_layer(test: _Test, neurons: NeuronSet, layer: str, threshold: float) -> NeuronSet:
-    """One pass answers for several candidates: as if all before were dropped, or, after one that was not, all kept."""
-    candidates, are_dropped = sorted(neurons.at(layer)), True
+    """One pass answers for several candidates: as if all before were dropped, or, after one that was not, all kept.
+
+    The more often that comes true, the more are asked at once.
+    """
+    candidates, are_dropped, ahead = sorted(neurons.at(layer)), True, 1
     while candidates:
+        some = candidates[: min(ahead, test.num_at_once if are_dropped else test.batch_size)]
         if are_dropped:
-            some = candidates[: test.num_at_once]
             without = [neurons.replaced(layer, neurons.at(layer) - {*some[: at + 1]}) for at in range(len(some))]
             num = _leading(value <= threshold for value in test.highest(without, first_layer=layer, common=neurons))
             neurons = without[num - 1] if num else neurons
             # the one that is not dropped ends it: those behind it were asked as if it were
-            candidates, are_dropped = candidates[num + (num < len(some)) :], num > 0
+            num_answered = num + (num < len(some))
         else:
-            some = candidates[: test.batch_size]
             without = [neurons.replaced(layer, neurons.at(layer) - {neuron}) for neuron in some]
             num = _leading(value > threshold for value in test.at_one_seed(without, first_layer=layer, common=neurons))
-            candidates, are_dropped = candidates[num:], num < len(some)
+            num_answered = num
+        candidates = candidates[num_answered:]
+        if num == len(some):
+            ahead *= 2
+        else:
+            are_dropped, ahead = num > 0 if are_dropped else True, 1
     return neurons
 
 

@@ -16,7 +16,8 @@ class PlainNemo:
         steps = torch.arange(1000, 0, -20) - 1  # DDIM, 50 trailing steps
         self.timestep = steps[1 if mode == "released" else 0]
         draws = [torch.Generator().manual_seed(seed) for seed in range(num_seeds)]
-        self.latents = torch.cat([torch.randn(1, 4, height // 4, width // 4, generator=draw) for draw in draws])
+        latents = [torch.randn(1, 4, height // 4, width // 4, generator=draw) for draw in draws]
+        self.latents = torch.cat(latents).to(self.unet.dtype)
         self.window = 3  # 16 px latents
 
     def embed(self, prompt):
@@ -58,10 +59,11 @@ class PlainNemo:
 
     def highest_pairs(self, prompt):
         differences = self.differences(prompt, [[]] * len(self.layers))
-        table = [
-            [self.similarity(x[None], y[None]).item() if x is not y else 0.0 for y in differences] for x in differences
+        others = [[other for other in range(len(differences)) if other != one] for one in range(len(differences))]
+        pairs = [
+            [self.similarity(differences[[a]], differences[[b]]).item() for b in of] for a, of in enumerate(others)
         ]
-        return torch.tensor(table).amax(dim=1)
+        return torch.tensor(pairs).amax(dim=1)
 
     @torch.no_grad()
     def localize(self, prompt, statistics, threshold):

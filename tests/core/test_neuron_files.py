@@ -50,7 +50,8 @@ def test_our_neurons_are_written_as_nemo_reads_them(tmp_path):
     initial, refined = NeuronSet.of({"layer_1": [4, 2], "layer_6": [0]}), NeuronSet.of({"layer_1": [2]})
     path = tmp_path / "ours.csv"
     path.write_text(write_nemo_csv([nemo_row("a cat", initial, refined, LAYERS)]), encoding="utf-8", newline="")
-    [row] = csv.DictReader(path.open(newline=""), delimiter=";")
+    with path.open(encoding="utf-8", newline="") as file:
+        [row] = csv.DictReader(file, delimiter=";")
     assert row["Initial Neurons"] == "[[], [2, 4], [], [], [], [], [0]]"
     assert read_nemo_csv(path)[0].neuron_set(LAYERS) == refined
     with pytest.raises(InputError, match="Expected neurons of these 7 layers alone, but got up"):
