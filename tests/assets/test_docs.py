@@ -48,9 +48,23 @@ def test_the_audit_file_of_the_readme_is_valid(tmp_path, tiny_checkpoint):
     assert load_audit(folder / "my-audit.yaml").name == "my-model"
 
 
-def test_the_library_example_of_the_readme_runs():
-    [code] = re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
+@pytest.mark.parametrize("name", ["README.md", "docs/neurons.md"])
+def test_the_library_examples_run(name, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    [code] = re.findall(r"```python\n(.+?)```", (PROJECT / name).read_text("utf-8"), flags=re.DOTALL)
+    exec(compile(code, name, "exec"), {})
+
+
+def test_the_neuron_commands_of_the_documents_run(audited, fbmem, monkeypatch, tmp_path):
+    lines = README + (PROJECT / "docs" / "neurons.md").read_text("utf-8")
+    commands = dict.fromkeys(re.findall(r"^\$ fbmem ((?:neurons|deactivate) .+)$", lines, flags=re.MULTILINE))
+    assert len(commands) == 4
+    (tmp_path / "data").symlink_to(PROJECT / "data")
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        store = ["--store", audited[0]] if command.startswith("neurons") else []
+        run = fbmem(*shlex.split(command), *store)
+        assert run.exit_code == 0, run.stderr
 
 
 def test_the_documented_tables_are_the_schemas():

@@ -67,6 +67,29 @@ def test_a_minimal_audit_has_the_values_of_the_paper(folder):
             "top_k": 5,
             "floor": None,
             "device": "auto",
+            "prefilter": "none",
+            "num_candidates": 1000,
+            "num_checked": 20,
+        },
+        "agreement": {"num_steps": 7, "num_seeds": 10, "threshold": 0.75},
+        "clusters": {
+            "encoder": "pipeline",
+            "count": 12,
+            "seed": 1,
+            "counts": [4, 8, 12, 16, 24],
+            "model": "ViT-B-32",
+            "weights": "laion2b_s34b_b79k",
+        },
+        "neurons": {
+            "unmemorized_prompts": None,
+            "layers": "released",
+            "mode": "paper",
+            "num_seeds": 10,
+            "num_steps": 50,
+            "num_threshold_prompts": 100,
+            "threshold": None,
+            "seed_margin": None,
+            "batch_size": 16,
         },
     }
 
@@ -148,7 +171,10 @@ def test_an_audit_cannot_be_changed(folder):
     ("changes", "fragments"),
     [
         ({1: "one"}, ["Expected 1 Keys to be strings", "Change `1`."]),
-        ({"promts": "x"}, ["only known keys (allow_pickle, checkpoint,", "but got `promts`", "Remove or rename it."]),
+        (
+            {"promts": "x"},
+            ["only known keys (agreement, allow_pickle, checkpoint,", "but got `promts`", "Remove or rename it."],
+        ),
         (
             {"sampling": {"step": 3}},
             ["only known keys (batch_size, device,", "but got `sampling.step`", "Remove or rename it."],
@@ -187,8 +213,13 @@ def test_an_audit_cannot_be_changed(folder):
         ({"checkpoint": "prompts.csv"}, ["Expected checkpoint to be a diffusers directory", "`prompts.csv`"]),
         (
             {"segmentation": {"model": "no.onnx"}},
-            ["Expected segmentation.model to be an ONNX file", "`no.onnx`", "Mend `segmentation.model`"],
+            ["Expected segmentation.model to be an existing file", "`no.onnx`", "Mend `segmentation.model`"],
         ),
+        (
+            {"neurons": {"unmemorized_prompts": "none.txt"}},
+            ["Expected neurons.unmemorized_prompts to be an existing file", "`none.txt`", "Mend `neurons."],
+        ),
+        ({"clusters": {"encoder": "bert"}}, ["clusters.encoder", "`bert`", "Change `clusters.encoder`."]),
     ],
     ids=str,
 )
