@@ -1,14 +1,19 @@
 """Prompt clusters: by either encoder, without empty ones, and the same every time."""
 
+import csv
+from pathlib import Path
+
 import numpy as np
 import open_clip
 import pytest
 import torch
+from sklearn.metrics import adjusted_rand_score
 
 from fbmem_core.clustering import cluster_prompts, cluster_quality, open_clip_embeddings, pipeline_embeddings
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.errors import InputError, WeightsNotFoundError
 
+CANARY = Path(__file__).parents[2] / "data" / "canary"
 CENTERS = np.array([[0, 0], [9, 0], [0, 9]], dtype=np.float32)
 
 
@@ -75,3 +80,15 @@ def test_open_clip_without_weights_or_model_is_one_clear_line():
         open_clip_embeddings(["a cat"], model="RN50", weights="nowhere")
     with pytest.raises(InputError, match="Expected the name of an open_clip model"):
         open_clip_embeddings(["a cat"], model="no-such-model")
+
+
+def test_the_pipelines_encoder_recovers_the_canarys_families():
+    with (CANARY / "truth.csv").open(encoding="utf-8", newline="") as file:
+        families = [row["family"] for row in csv.DictReader(file)]
+    with (CANARY / "prompts.csv").open(encoding="utf-8", newline="") as file:
+        prompts = [row["prompt"] for row in csv.DictReader(file)]
+    pipeline = load_pipeline(find_checkpoint(str(CANARY / "checkpoint")), dtype="float32", device="cpu")
+    found = cluster_prompts(pipeline_embeddings(pipeline, prompts), count=24).cluster
+    planted = [row for row, family in enumerate(families) if family]
+    assert len(planted) == 24
+    assert adjusted_rand_score([families[row] for row in planted], found[planted]) >= 0.8
