@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.resources import AuditStore, pipeline_of
+from fbmem_assets.resources import AuditStore
 from fbmem_assets.tables import markdown_table, table_asset, table_result
 
 if TYPE_CHECKING:
@@ -48,14 +48,13 @@ def embeddings(store: AuditStore, key: str) -> "np.ndarray":
     from fbmem_core.clustering import open_clip_embeddings, pipeline_embeddings
     from fbmem_core.diffusion.checkpoint import choose_device
 
-    audit, checkpoint = store.audit(key)
+    audit, _ = store.audit(key)
     prompts = store.tables.read("prompts", key)["prompt"].to_list()
-    settings, sampling = audit.clusters, audit.sampling
+    settings = audit.clusters
     if settings.encoder == "pipeline":
-        pipeline = pipeline_of(checkpoint, sampling.dtype, sampling.device, audit.allow_pickle)
-        return pipeline_embeddings(pipeline, prompts)
+        return pipeline_embeddings(store.pipeline(key), prompts)
     return open_clip_embeddings(
-        prompts, model=settings.model, weights=settings.weights, device=choose_device(sampling.device)
+        prompts, model=settings.model, weights=settings.weights, device=choose_device(audit.sampling.device)
     )
 
 

@@ -5,7 +5,7 @@ import polars as pl
 from PIL import Image
 
 from fbmem_assets.partitions import checkpoint_partitions
-from fbmem_assets.resources import AuditStore, pipeline_of, track
+from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import picture, table_asset, table_result
 from fbmem_core.audit import Audit
 from fbmem_core.store.images import file_sha256, image_path, save_png
@@ -31,7 +31,7 @@ def generations(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mate
     path_of = {request: path for request, path in wanted}
     missing = [request for request, path in wanted if not (tables.root / path).is_file()]
     if missing:
-        pipeline = pipeline_of(checkpoint, audit.sampling.dtype, audit.sampling.device, audit.allow_pickle)
+        pipeline = store.pipeline(key)
         sampled = sample(pipeline, missing, audit.sampling)
         for request, image in track(context, sampled, total=len(missing), what="sampling"):
             save_png(tables, path_of[request], image)

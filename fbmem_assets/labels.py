@@ -14,6 +14,7 @@ from fbmem_assets.masks import generation_image_id, usable_references
 from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.resources import AuditStore
 from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
+from fbmem_core.audit import Audit
 from fbmem_core.labels import SEVERITY, PairSimilarity, label_generation, label_pair, matches
 
 STAGE = "labels"
@@ -194,6 +195,17 @@ def _pairs(store: AuditStore, key: str) -> Iterator[tuple[tuple[str, str, int], 
         yield image, first["region"], [PairSimilarity(*row) for row in rows]
 
 
+def unmitigated_labels(store: AuditStore, key: str) -> pl.DataFrame:
+    """The labels that summaries speak of: those of the model as it is, by the first region and rule."""
+    audit, _ = store.audit(key)
+    return store.tables.read("labels", key).filter(_first(audit) & (pl.col("method") == UNMITIGATED))
+
+
+def _first(audit: Audit) -> pl.Expr:
+    settings = audit.similarity
+    return (pl.col("region") == settings.region[0]) & (pl.col("rule") == settings.rule[0])
+
+
 def _sheet(store: AuditStore, key: str, table: pl.DataFrame) -> str:
     """Generations of the first region and rule that match something, each beside its most similar reference."""
     from fbmem_core.report.pictures import contact_sheet, side_by_side
@@ -201,8 +213,9 @@ def _sheet(store: AuditStore, key: str, table: pl.DataFrame) -> str:
     audit, _ = store.audit(key)
     paths = dict(usable_references(store, key).select("reference_id", "path").iter_rows())
     images = store.tables.read("generations", key).select("prompt_id", "seed", "path")
-    first = (pl.col("region") == audit.similarity.region[0]) & (pl.col("rule") == audit.similarity.rule[0])
-    found = table.filter(first & pl.col("label").is_in(["VM", "FM", "BM"])).join(images, on=["prompt_id", "seed"])
+    found = table.filter(_first(audit) & pl.col("label").is_in(["VM", "FM", "BM"])).join(
+        images, on=["prompt_id", "seed"]
+    )
     few = found.filter(pl.int_range(pl.len()).over("prompt_id") < 1).head(_SHEET_TILES)
     tiles = []
     for row in few.iter_rows(named=True):

@@ -11,7 +11,7 @@ import polars as pl
 from fbmem_assets.generations import UNMITIGATED
 from fbmem_assets.masks import generation_image_id, usable_references
 from fbmem_assets.partitions import checkpoint_partitions
-from fbmem_assets.resources import AuditStore, pipeline_of, track
+from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import markdown_table, table_asset, table_result
 from fbmem_core.store.tables import digest
 
@@ -38,6 +38,7 @@ def neighbors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materi
     audit, _ = store.audit(key)
     settings = audit.similarity
     shards = _shards(store, key)
+    tables.keep_shards("neighbors", key, shards)  # first, so that a stopped run leaves no prompt twice
     directory = tables.table_dir("neighbors", key)
     missing = {shard: rows for shard, rows in shards.items() if not (directory / f"{shard}.parquet").is_file()}
     references = reference_planes(store, key) if missing else {}
@@ -62,7 +63,6 @@ def neighbors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materi
         for shard, rows in block:
             of_prompt = [{**image, **row} for image in _images(rows) for row in found[_id(image)]]
             tables.write("neighbors", key, of_prompt, shard=shard)
-    tables.keep_shards("neighbors", key, list(shards))
     if settings.prefilter == "none":
         tables.keep_shards("prefilter_recalls", key, ())
     table = tables.read("neighbors", key)
@@ -117,7 +117,7 @@ def reference_planes(store: AuditStore, key: str) -> "dict[str, Planes]":
 
 def _prefilter(store: AuditStore, key: str, references: "Mapping[str, Planes]") -> "Prefilter | None":
     """What the audit file asks for; None: every reference is compared."""
-    audit, checkpoint = store.audit(key)
+    audit, _ = store.audit(key)
     settings, sampling = audit.similarity, audit.sampling
     if settings.prefilter == "none":
         return None
@@ -126,8 +126,7 @@ def _prefilter(store: AuditStore, key: str, references: "Mapping[str, Planes]") 
 
     embedder: LatentEmbedder | OpenClipEmbedder
     if settings.prefilter == "pipeline":
-        pipeline = pipeline_of(checkpoint, sampling.dtype, sampling.device, audit.allow_pickle)
-        embedder = LatentEmbedder(pipeline.vae, image_size=min(sampling.height, sampling.width))
+        embedder = LatentEmbedder(store.pipeline(key).vae, image_size=min(sampling.height, sampling.width))
     else:
         device = choose_device(settings.device)
         embedder = OpenClipEmbedder(audit.clusters.model, audit.clusters.weights, device=device)

@@ -88,7 +88,7 @@ def _partition(tables: Store, partition: str | None) -> str:
 
 def _sets(tables: Store, key: str, by: str, stage: str) -> tuple[dict[str, NeuronSet], list[str]]:
     """The sets by name, and the layers that were searched, in the order of the U-Net."""
-    from fbmem_core.neurons.layers import NeuronSet, block_order
+    from fbmem_core.neurons.layers import block_order, named_sets
 
     layers = sorted(set(tables.read("activation_statistics", key)["layer"]), key=block_order)
     if by == "prompt":
@@ -96,8 +96,4 @@ def _sets(tables: Store, key: str, by: str, stage: str) -> tuple[dict[str, Neuro
         rows = rows.filter(rows["stage"] == stage).select("prompt_id", "layer", "neuron")
     else:
         rows = tables.read("cluster_neurons", key).select("cluster", "layer", "neuron")
-    found: dict[str, dict[str, list[int]]] = {}
-    for name, layer, neuron in rows.iter_rows():
-        found.setdefault(str(name), {}).setdefault(layer, []).append(neuron)
-    in_order = {name: {layer: of[layer] for layer in layers if layer in of} for name, of in found.items()}
-    return {name: NeuronSet.of(indices) for name, indices in in_order.items()}, layers
+    return named_sets(rows.iter_rows()), layers

@@ -6,9 +6,9 @@ import dagster as dg
 import polars as pl
 
 from fbmem_assets.clusters import embeddings
-from fbmem_assets.generations import UNMITIGATED
+from fbmem_assets.labels import unmitigated_labels
 from fbmem_assets.partitions import checkpoint_partitions
-from fbmem_assets.resources import AuditStore, pipeline_of, track
+from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.audit import Audit
 from fbmem_core.errors import InputError
@@ -34,7 +34,7 @@ def activation_statistics(context: dg.AssetExecutionContext, store: AuditStore) 
 
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
-    pipeline = _pipeline(store, key)
+    pipeline = store.pipeline(key)
     prompts = _unmemorized_prompts(store, key)
     statistics = measure(
         pipeline.unet, value_layers(pipeline.unet, audit.neurons.layers), [_encode(audit, pipeline, prompts)]
@@ -65,7 +65,7 @@ def similarity_threshold(context: dg.AssetExecutionContext, store: AuditStore) -
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
     settings = audit.neurons
-    pipeline = _pipeline(store, key)
+    pipeline = store.pipeline(key)
     prompts = _unmemorized_prompts(store, key)[: settings.num_threshold_prompts]
     conditions = _encode(audit, pipeline, prompts)
     each = (conditions.rows(row) for row in track(context, range(len(prompts)), what="calibrating"))
@@ -100,7 +100,7 @@ def neuron_sets(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mate
     done = {path.stem for path in tables.table_dir("localizations", key).glob("*.parquet")}
     missing = [shard for shard in shards if shard not in done]
     if missing:
-        pipeline = _pipeline(store, key)
+        pipeline = store.pipeline(key)
         statistics, step = read_statistics(store, key), _first_step(audit, pipeline)
         for shard in track(context, missing, what="localizing"):
             prompt_id, text = shards[shard]
@@ -183,10 +183,10 @@ def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) ->
             "max_union": max(sizes, default=0), "max_union_share": max(sizes, default=0) / total, "score": None,
         })  # fmt: skip
     tables.write("cluster_sensitivity", key, rows)
-    series = {name: [row[name] for row in rows] for name in ("silhouette", "stability", "max_union_share")}
     counts = [row["count"] for row in rows]
+    series = {name: (counts, [row[name] for row in rows]) for name in ("silhouette", "stability", "max_union_share")}
     plot = line_plot(
-        counts, series, title="Number of clusters", x_label="clusters", label="silhouette, Rand index, share"
+        series, title="Number of clusters", x_label="clusters", label="silhouette, Rand index, share", style="o-"
     )
     table = tables.read("cluster_sensitivity", key)
     return table_result(store, "cluster_sensitivity", key, table, plot=picture(plot, "by number of clusters"))
@@ -224,13 +224,10 @@ def unions_are_small(context: dg.AssetCheckExecutionContext, store: AuditStore) 
 
 def read_neurons(store: AuditStore, key: str, stage: str = "refined") -> "dict[str, NeuronSet]":
     """The neurons of each prompt that has any."""
-    from fbmem_core.neurons.layers import NeuronSet
+    from fbmem_core.neurons.layers import named_sets
 
     rows = store.tables.read("neurons", key).filter(pl.col("stage") == stage)
-    found: dict[str, dict[str, list[int]]] = {}
-    for prompt_id, layer, neuron in rows.select("prompt_id", "layer", "neuron").iter_rows():
-        found.setdefault(prompt_id, {}).setdefault(layer, []).append(neuron)
-    return {prompt_id: NeuronSet.of(indices) for prompt_id, indices in found.items()}
+    return named_sets(rows.select("prompt_id", "layer", "neuron").iter_rows())
 
 
 def read_statistics(store: AuditStore, key: str) -> "ActivationStatistics":
@@ -241,7 +238,7 @@ def read_statistics(store: AuditStore, key: str) -> "ActivationStatistics":
     from fbmem_core.neurons.statistics import ActivationStatistics
 
     audit, _ = store.audit(key)
-    layers = value_layers(_pipeline(store, key).unet, audit.neurons.layers)
+    layers = value_layers(store.pipeline(key).unet, audit.neurons.layers)
     table = store.tables.read("activation_statistics", key)
     of = {layer: table.filter(pl.col("layer") == layer).sort("neuron") for layer in layers}
     columns = [{layer: torch.tensor(rows[name].to_list()) for layer, rows in of.items()} for name in ("mean", "stddev")]
@@ -261,20 +258,9 @@ def _unmemorized_prompts(store: AuditStore, key: str) -> list[str]:
 
 
 def _never_labelled(store: AuditStore, key: str) -> list[str]:
-    audit, _ = store.audit(key)
-    settings = audit.similarity
-    labels = store.tables.read("labels", key).filter(
-        (pl.col("region") == settings.region[0])
-        & (pl.col("rule") == settings.rule[0])
-        & (pl.col("method") == UNMITIGATED)
-    )
+    labels = unmitigated_labels(store, key)
     innocent = labels.group_by("prompt_id").agg((pl.col("label") == "NM").all()).filter(pl.col("label"))
     return sorted(innocent["prompt_id"])
-
-
-def _pipeline(store: AuditStore, key: str) -> Any:
-    audit, checkpoint = store.audit(key)
-    return pipeline_of(checkpoint, audit.sampling.dtype, audit.sampling.device, audit.allow_pickle)
 
 
 def _encode(audit: Audit, pipeline: Any, prompts: list[str]) -> "Conditioning":

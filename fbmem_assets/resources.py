@@ -51,6 +51,11 @@ class AuditStore(dg.ConfigurableResource):
         """The audit and checkpoint of a partition."""
         return registered_audit(self.tables, key)
 
+    def pipeline(self, key: str) -> DiffusionPipeline:
+        """The loaded pipeline of a partition, once per process."""
+        audit, checkpoint = self.audit(key)
+        return _pipeline(checkpoint, audit.sampling.dtype, audit.sampling.device, audit.allow_pickle)
+
 
 def store_root() -> str:
     """The folder named by FBMEM_STORE, else data/store below the current folder."""
@@ -58,8 +63,7 @@ def store_root() -> str:
 
 
 @lru_cache(maxsize=1)
-def pipeline_of(checkpoint: Checkpoint, dtype: str, device: str, allow_pickle: bool) -> DiffusionPipeline:
-    """The loaded pipeline, once per process."""
+def _pipeline(checkpoint: Checkpoint, dtype: str, device: str, allow_pickle: bool) -> DiffusionPipeline:
     from fbmem_core.diffusion.checkpoint import load_pipeline
 
     return load_pipeline(checkpoint, dtype=dtype, device=device, allow_pickle=allow_pickle)

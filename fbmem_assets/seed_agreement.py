@@ -6,9 +6,10 @@ import dagster as dg
 import polars as pl
 
 from fbmem_assets.generations import UNMITIGATED
+from fbmem_assets.labels import unmitigated_labels
 from fbmem_assets.masks import generation_image_id
 from fbmem_assets.partitions import checkpoint_partitions
-from fbmem_assets.resources import AuditStore, pipeline_of, track
+from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.labels import SEVERITY
 from fbmem_core.store.tables import digest
@@ -35,6 +36,7 @@ def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.M
     audit, _ = store.audit(key)
     shards = _shards(store, key)
     missing = {name: rows for name, rows in shards.items() if not _file(store, key, name).is_file()}
+    tables.keep_shards("seed_agreement", key, shards)  # first, so that a stopped run leaves no prompt twice
     tiles: list[tuple[str, Any]] = []
     for name, rows in track(context, missing.items(), what="comparing seeds", total=len(missing)):
         found, num_seeds = _agreement(store, key, rows)
@@ -46,7 +48,6 @@ def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.M
         tables.write("seed_agreement", key, [row], shard=name)
         if len(tiles) < _SHEET_TILES:
             tiles.append((prompt_id, _map_picture(found.agreement_map)))
-    tables.keep_shards("seed_agreement", key, shards)
     table = tables.read("seed_agreement", key)
     judged = _judged(store, key)
     maps = {"maps": picture(contact_sheet(tiles, columns=12), "agreement: dark none, bright full")} if tiles else {}
@@ -122,10 +123,10 @@ def _agreement(store: AuditStore, key: str, rows: pl.DataFrame) -> Any:
     from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
     from fbmem_core.diffusion.seed_agreement import predict_clean_latents, seed_agreement
 
-    audit, checkpoint = store.audit(key)
+    audit, _ = store.audit(key)
     sampling = audit.sampling
     size: dict[str, Any] = {"height": sampling.height, "width": sampling.width}
-    pipeline = pipeline_of(checkpoint, sampling.dtype, sampling.device, audit.allow_pickle)
+    pipeline = store.pipeline(key)
     empty, prompt = (encode_prompts(pipeline, [text], **size) for text in ("", rows["prompt"][0]))
     latents = predict_clean_latents(
         pipeline,
@@ -145,14 +146,7 @@ def _agreement(store: AuditStore, key: str, rows: pl.DataFrame) -> Any:
 
 def _judged(store: AuditStore, key: str) -> pl.DataFrame:
     """Agreement beside each prompt's most frequent label, by the first region and rule, if it has one."""
-    audit, _ = store.audit(key)
-    settings = audit.similarity
-    labels = store.tables.read("labels", key).filter(
-        (pl.col("region") == settings.region[0])
-        & (pl.col("rule") == settings.rule[0])
-        & (pl.col("method") == UNMITIGATED)
-        & pl.col("label").is_not_null()
-    )
+    labels = unmitigated_labels(store, key).drop_nulls("label")
     most = labels.group_by("prompt_id").agg(pl.col("label").mode().sort().first())
     return store.tables.read("seed_agreement", key).join(most, on="prompt_id").sort("prompt_id")
 
@@ -175,26 +169,26 @@ def _confusion(judged: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _scatter(judged: pl.DataFrame) -> str:
-    from fbmem_core.report.plots import scatter_plot
+    from fbmem_core.report.plots import line_plot
 
     groups = {
         label: (rows["inside"].fill_null(0).to_list(), rows["outside"].fill_null(0).to_list())
         for (label,), rows in judged.sort("label").group_by("label", maintain_order=True)
     }
-    return scatter_plot(groups, title="Seed agreement by label", x_label="inside", label="outside")
+    return line_plot(groups, title="Seed agreement by label", x_label="inside", label="outside", style="o")
 
 
 def _roc(judged: pl.DataFrame) -> str:
     from sklearn.metrics import roc_curve
 
-    from fbmem_core.report.plots import curve_plot
+    from fbmem_core.report.plots import line_plot
 
     curves = {}
     for name, (truth, score) in _questions(judged).items():
         if len(set(truth)) == 2:
             false_positives, true_positives, _ = roc_curve(truth, score)
             curves[name] = (false_positives.tolist(), true_positives.tolist())
-    return curve_plot(curves, title="ROC against the labels", x_label="false positives", label="true positives")
+    return line_plot(curves, title="ROC against the labels", x_label="false positives", label="true positives")
 
 
 def _map_picture(agreement_map: "torch.Tensor") -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -79,18 +79,7 @@ def open_clip_embeddings(
     import open_clip
     import torch
 
-    if model not in open_clip.list_models():
-        cure = "`open_clip.list_models()` names those that there are."
-        raise InputError("the name of an open_clip model", f"`{model}`", where="clusters.model", cure=cure)
-    try:
-        network = open_clip.create_model(model, pretrained=weights, device=device).eval()
-    except (OSError, RuntimeError, ValueError) as error:
-        cure = f"Fetch the file and give its path in `clusters.weights`. ({type(error).__name__})"
-        raise WeightsNotFoundError(
-            f"the weights `{weights}` of open_clip's {model}",
-            looked="that path and open_clip's cache and hubs",
-            cure=cure,
-        ) from None
+    network = load_open_clip(model, weights, device=device)
     tokenizer = open_clip.get_tokenizer(model)
     with torch.no_grad():
         parts = [
@@ -98,6 +87,21 @@ def open_clip_embeddings(
             for first in range(0, len(prompts), _BATCH)
         ]
     return torch.cat(parts).float().cpu().numpy()
+
+
+def load_open_clip(model: str, weights: str, *, device: str = "cpu") -> Any:
+    """A model of open_clip, ready to encode; for arguments and errors see `open_clip_embeddings`."""
+    import open_clip
+
+    if model not in open_clip.list_models():
+        cure = "`open_clip.list_models()` names those that there are."
+        raise InputError("the name of an open_clip model", f"`{model}`", where="clusters.model", cure=cure)
+    try:
+        return open_clip.create_model(model, pretrained=weights, device=device).eval()
+    except (OSError, RuntimeError, ValueError) as error:
+        cure = f"Fetch the file and give its path in `clusters.weights`. ({type(error).__name__})"
+        what = f"the weights `{weights}` of open_clip's {model}"
+        raise WeightsNotFoundError(what, looked="that path and open_clip's cache and hubs", cure=cure) from None
 
 
 def cluster_prompts(embeddings: Float[np.ndarray, "n d"], *, count: int = NUM_CLUSTERS, seed: int = SEED) -> Clusters:

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fbmem_core.errors import InputError, WeightsNotFoundError
+from fbmem_core.clustering import load_open_clip
+from fbmem_core.errors import InputError
 from fbmem_core.neighbors import Neighbor
 
 if TYPE_CHECKING:
@@ -65,18 +66,12 @@ class OpenClipEmbedder:
         device: Where to compute.
 
     Raises:
+        InputError: open_clip has no such model.
         WeightsNotFoundError: The weights are neither here nor to be had.
     """
 
     def __init__(self, model: str, weights: str, *, device: str = "cpu") -> None:
-        import open_clip
-
-        try:
-            self.network = open_clip.create_model(model, pretrained=weights, device=device).eval()
-        except (OSError, RuntimeError, ValueError) as error:
-            cure = f"Fetch the file and give its path in `clusters.weights`. ({type(error).__name__})"
-            what = f"the weights `{weights}` of open_clip's {model}"
-            raise WeightsNotFoundError(what, looked="that path and open_clip's cache and hubs", cure=cure) from None
+        self.network = load_open_clip(model, weights, device=device)
         self.device = device
         visual = self.network.visual
         size = visual.image_size

@@ -20,7 +20,7 @@ from fbmem_core.audit import Mode
 from fbmem_core.errors import InputError
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 NUM_STEPS = 50  # of DDIM, from which the timestep is taken
 _WEIGHTS = (0.33, 0.33, 0.33)  # of the scales, NeMo's
@@ -81,6 +81,15 @@ def encode_prompts(
     )
 
 
+def predict(
+    unet: UNet2DConditionModel, latents: Tensor, timestep: int | Tensor, condition: Conditioning
+) -> Float[Tensor, "n c h w"]:
+    """What the U-Net gives for latents [n, c, h, w], a prompt each: noise, or velocity where it predicts that."""
+    return unet(
+        latents, timestep, encoder_hidden_states=condition.embeds, added_cond_kwargs=condition.added or None
+    ).sample
+
+
 class FirstStep:
     """The first step of sampling without guidance, for one initial latent a seed.
 
@@ -126,9 +135,7 @@ class FirstStep:
         """
         latents = self.latents if rows is None else self.latents[rows]
         condition = condition.repeat(len(latents)) if len(condition) == 1 else condition
-        output = self.unet(
-            latents, self.timestep, encoder_hidden_states=condition.embeds, added_cond_kwargs=condition.added or None
-        ).sample
+        output = predict(self.unet, latents, self.timestep, condition)
         if self.prediction_type == "v_prediction":
             # eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t (Salimans and Ho, arXiv 2202.00512, appendix D)
             output = self.alpha_bar**0.5 * output + (1 - self.alpha_bar) ** 0.5 * latents

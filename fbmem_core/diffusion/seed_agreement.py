@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep
+from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, predict
 from fbmem_core.errors import InputError
 from fbmem_core.labels import Label
 
@@ -78,10 +78,10 @@ def predict_clean_latents(
     predicted = []
     for timestep in scheduler.timesteps[:num_steps]:
         if guidance_scale > 1:
-            uncond, text = _unet(pipeline, torch.cat([latents, latents]), timestep, both).chunk(2)
+            uncond, text = predict(pipeline.unet, torch.cat([latents, latents]), timestep, both).chunk(2)
             output = uncond + guidance_scale * (text - uncond)
         else:
-            output = _unet(pipeline, latents, timestep, prompt)
+            output = predict(pipeline.unet, latents, timestep, prompt)
         done = scheduler.step(output, timestep, latents)
         latents = done.prev_sample
         predicted.append(done.pred_original_sample.float())
@@ -127,12 +127,6 @@ def predict_label(agreement: SeedAgreement, *, threshold: float) -> Label:
     if outside:
         return "VM" if agreement.inside is None else "BM"
     return "NM"
-
-
-def _unet(pipeline: DiffusionPipeline, latents: Tensor, timestep: Tensor, condition: Conditioning) -> Tensor:
-    return pipeline.unet(
-        latents, timestep, encoder_hidden_states=condition.embeds, added_cond_kwargs=condition.added or None
-    ).sample
 
 
 def _cosine(products: Tensor, weights: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fbmem_core.errors import InputError
-from fbmem_core.neurons.layers import NeuronSet
+from fbmem_core.neurons.layers import NeuronSet, named_sets
 
 INITIAL, REFINED = "Initial Neurons", "Refined Neurons"
 PROMPT = "Caption"
@@ -192,10 +192,7 @@ def _read_parquet(path: Path) -> dict[str, NeuronSet]:
     except (OSError, pl.exceptions.PolarsError) as error:
         cure = f"Its columns are {', '.join(_COLUMNS)}."
         raise InputError("neuron sets in Parquet", type(error).__name__, where=path, cure=cure) from None
-    found: dict[str, dict[str, list[int]]] = {}
-    for name, layer, neuron in rows:
-        found.setdefault(name, {}).setdefault(layer, []).append(neuron)
-    return {name: NeuronSet.of(indices) for name, indices in found.items()}
+    return named_sets(rows)
 
 
 def _unknown_suffix(path: Path) -> InputError:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fbmem_core.errors import InputError
-from fbmem_core.neurons.layers import NeuronSet, layer_sizes
+from fbmem_core.neurons.layers import NeuronSet
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -58,8 +58,7 @@ def deactivation_factors(
     """
     found = {}
     for layer, some in neurons.indices.items():
-        _layer(unet, layer)
-        size = layer_sizes(unet, [layer])[layer]
+        size = _layer(unet, layer).out_features
         if not 0 <= min(some) <= max(some) < size:
             cure = "Use neurons that were found in this checkpoint."
             raise InputError(f"neurons from 0 to {size - 1}", f"{min(some)} to {max(some)}", where=layer, cure=cure)
@@ -87,7 +86,7 @@ def _hooked(unet: nn.Module, name: str, hook: Callable[..., Any]) -> Iterator[No
         handle.remove()
 
 
-def _layer(unet: nn.Module, name: str) -> nn.Module:
+def _layer(unet: nn.Module, name: str) -> Any:
     try:
         return unet.get_submodule(name)
     except AttributeError:

@@ -85,6 +85,14 @@ class NeuronSet:
 NO_NEURONS = NeuronSet({})
 
 
+def named_sets(rows: Iterable[tuple[object, str, int]]) -> dict[str, NeuronSet]:
+    """Neuron sets from rows (name, layer, neuron), in their order."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for name, layer, neuron in rows:
+        found.setdefault(str(name), {}).setdefault(layer, []).append(neuron)
+    return {name: NeuronSet.of(indices) for name, indices in found.items()}
+
+
 def union(sets: Iterable[NeuronSet]) -> NeuronSet:
     """The neurons that are in any of the sets."""
     joined = NO_NEURONS

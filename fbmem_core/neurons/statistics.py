@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, pairwise_similarity
 from fbmem_core.errors import InputError
+from fbmem_core.neurons.layers import layer_sizes
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -64,18 +65,22 @@ def activation_statistics(
     Raises:
         InputError: There are fewer than 20 prompts.
     """
-    num, total, squares = 0, dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
+    num = 0
+    total, squares = (
+        {layer: torch.zeros(size, dtype=torch.float64) for layer, size in layer_sizes(unet, layers).items()}
+        for _ in range(2)
+    )
     for condition in conditions:
         num += len(condition)
         for layer, values in activations(unet, layers, condition).items():
-            total[layer] = total[layer] + values.double().sum(dim=0)  # type: ignore[assignment]
-            squares[layer] = squares[layer] + values.double().square().sum(dim=0)  # type: ignore[assignment]
+            total[layer] += values.double().sum(dim=0).cpu()
+            squares[layer] += values.double().square().sum(dim=0).cpu()
     check_number(num)
     mean = {layer: value / num for layer, value in total.items()}
-    variance = {layer: (squares[layer] - num * mean[layer] ** 2).clamp_min(0) / (num - 1) for layer in layers}  # type: ignore[attr-defined]
+    variance = {layer: (squares[layer] - num * mean[layer] ** 2).clamp_min(0) / (num - 1) for layer in layers}
     return ActivationStatistics(
-        {layer: value.float() for layer, value in mean.items()},  # type: ignore[attr-defined]
-        {layer: value.sqrt().float() for layer, value in variance.items()},
+        {layer: value.float().to(unet.device) for layer, value in mean.items()},
+        {layer: value.sqrt().float().to(unet.device) for layer, value in variance.items()},
         num,
     )
 

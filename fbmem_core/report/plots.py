@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Points = tuple[Sequence[float], Sequence[float | None]]
+
 _DPI = 90
 _MAX_BYTES = 40_000
 _MAX_NAMES = 40  # of an axis; more cannot be read
@@ -29,9 +31,7 @@ def bar_plot(values: Mapping[str, float], *, title: str, label: str) -> str:
     return _finish(figure)
 
 
-def heat_map(
-    values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], title: str, label: str, annotate: bool = False
-) -> str:
+def heat_map(values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], title: str, label: str) -> str:
     """A colored cell for each of values [rows, columns]; NaN stays white."""
     size = {"width": max(4.0, 0.45 * len(columns) + 2.5), "height": max(2.4, 0.28 * len(rows) + 1.6)}
     figure, axes = _new(**size)
@@ -40,48 +40,17 @@ def heat_map(
     _name_columns(axes, columns)
     if len(rows) <= _MAX_NAMES:
         axes.set_yticks(range(len(rows)), rows, fontsize=8)
-    if annotate:
-        for (row, column), value in np.ndenumerate(values):
-            axes.text(column, row, f"{value:g}", ha="center", va="center", fontsize=7, color="white")
     axes.set(title=title)
     return _finish(figure)
 
 
-def line_plot(
-    x: Sequence[float], series: Mapping[str, Sequence[float | None]], *, title: str, x_label: str, label: str
-) -> str:
-    """A line for each series over x; a missing value is a gap."""
-    figure, axes = _new(width=5.0, height=3.2)
-    for name, values in series.items():
-        axes.plot(x, [np.nan if value is None else value for value in values], marker="o", label=name)
+def line_plot(series: Mapping[str, Points], *, title: str, x_label: str, label: str, style: str = "-") -> str:
+    """Points (x, y) of each series in a color of its own, joined or marked by matplotlib's `style`; None is a gap."""
+    figure, axes = _new(width=4.8, height=3.8)
+    for name, (x, y) in series.items():
+        axes.plot(x, [np.nan if value is None else value for value in y], style, label=name, alpha=0.8)
     axes.set(title=title, xlabel=x_label, ylabel=label)
-    if len(series) > 1:
-        axes.legend(fontsize=8)
-    return _finish(figure)
-
-
-def curve_plot(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, x_label: str, label: str
-) -> str:
-    """Steps (x, y) of each curve in a color of its own."""
-    figure, axes = _new(width=4.6, height=4.0)
-    for name, (x, y) in curves.items():
-        axes.plot(x, y, label=name)
-    axes.set(title=title, xlabel=x_label, ylabel=label)
-    if curves:
-        axes.legend(fontsize=8)
-    return _finish(figure)
-
-
-def scatter_plot(
-    groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, x_label: str, label: str
-) -> str:
-    """Points (x, y) of each group in a color of its own."""
-    figure, axes = _new(width=4.6, height=4.0)
-    for name, (x, y) in groups.items():
-        axes.scatter(x, y, s=18, label=name, alpha=0.8)
-    axes.set(title=title, xlabel=x_label, ylabel=label)
-    if groups:
+    if series:
         axes.legend(fontsize=8)
     return _finish(figure)
 
