@@ -1,0 +1,1 @@
+"""What a mitigation achieves, and at what price: scores, image quality, an attack."""

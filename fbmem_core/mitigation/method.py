@@ -1,0 +1,213 @@
+"""What a mitigation is: from what an audit knows, a change to the model or the prompt while images are sampled."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from fbmem_core.errors import InputError
+from fbmem_core.neurons.hooks import deactivation_factors, scale_neurons
+from fbmem_core.neurons.layers import NeuronSet, layer_sizes, union
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch import nn
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """What is changed while the images of one prompt are sampled. Nothing at all: `NO_INTERVENTION`.
+
+    Attributes:
+        factors: By layer of the U-Net [features]: what its outputs are multiplied by, see `scale_neurons`.
+        weights: By parameter of the U-Net: what it is replaced by.
+        embeds: [1, tokens, d] in the place of the prompt's own embedding; None leaves that.
+    """
+
+    factors: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    embeds: Tensor | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """16 hex digits by content, "" for none: interventions of equal keys do the same."""
+        parts = [("factors", name, value) for name, value in self.factors.items()]
+        parts += [("weights", name, value) for name, value in self.weights.items()]
+        if self.embeds is not None:
+            parts.append(("embeds", "", self.embeds))
+        if not parts:
+            return ""
+        total = hashlib.sha256()
+        for kind, name, value in sorted(parts, key=lambda part: part[:2]):
+            total.update(f"{kind}\0{name}\0{tuple(value.shape)}\0{value.dtype}\n".encode())
+            total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return total.hexdigest()[:16]
+
+    @contextmanager
+    def applied(self, pipeline: DiffusionPipeline) -> Iterator[None]:
+        """Inside the `with`, factors and weights hold; `embeds` are for whoever samples, see `sample_mitigated`.
+
+        Raises:
+            InputError: The U-Net lacks a layer or a parameter, or it has another size.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(scale_neurons(pipeline.unet, self.factors))
+            stack.enter_context(_replaced(pipeline.unet, self.weights))
+            yield
+
+
+NO_INTERVENTION = Intervention()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an audit knows when it mitigates.
+
+    Attributes:
+        pipeline: The audited model.
+        prompts: By prompt_id, its text: all prompts of the audit.
+        memorized: Ids of the prompts that bring forth a copy.
+        neurons: By prompt_id, the refined neurons of the prompts that have any.
+        clusters: By prompt_id, its cluster.
+        layers: That were searched for neurons.
+        unmemorized: Texts of prompts that are not memorized, over which is measured what is usual.
+        height: Of the images in px.
+        width: The same.
+        seeds: Of the initial latents, for methods that run the U-Net.
+        num_steps: Of the DDIM sampling of whose timesteps such a method takes the first.
+        mattes: By prompt_id [n, 1, s, s]: foregrounds of its own images, in [0, 1].
+        guidance_scale: As the images are sampled.
+        num_inference_steps: The same.
+    """
+
+    pipeline: DiffusionPipeline
+    prompts: Mapping[str, str]
+    memorized: frozenset[str]
+    neurons: Mapping[str, NeuronSet]
+    clusters: Mapping[str, int]
+    layers: tuple[str, ...]
+    unmemorized: Sequence[str]
+    height: int
+    width: int
+    seeds: Sequence[int]
+    num_steps: int
+    mattes: Mapping[str, Tensor]
+    guidance_scale: float
+    num_inference_steps: int
+
+
+class Method(ABC):
+    """One mitigation.
+
+    Args:
+        evidence: What it may use.
+        options: Some of those that `defaults` names.
+
+    Raises:
+        InputError: It has no such option.
+    """
+
+    name: ClassVar[str]
+    defaults: ClassVar[Mapping[str, float]] = {}
+
+    def __init__(self, evidence: Evidence, **options: float) -> None:
+        unknown = sorted(options.keys() - self.defaults.keys())
+        if unknown:
+            known = ", ".join(self.defaults) or "none"
+            raise InputError(f"options of `{self.name}` ({known})", f"`{unknown[0]}`", cure="Remove or rename it.")
+        self.evidence = evidence
+        self.options = {**self.defaults, **options}
+
+    @abstractmethod
+    def intervention(self, prompt_id: str) -> Intervention:
+        """For one prompt of the audit."""
+
+    @abstractmethod
+    def everywhere(self, prompt_id: str) -> Intervention:
+        """What this prompt suffers when the mitigation is on for all prompts at once: for side effects."""
+
+    @property
+    @abstractmethod
+    def num_neurons(self) -> int:
+        """Units that are changed while one prompt is sampled, on average over the prompts that any are changed for."""
+
+    @property
+    @abstractmethod
+    def share(self) -> float:
+        """The same as a share of all units that were searched, from 0 to 1."""
+
+
+class NeuronMethod(Method):
+    """A mitigation that multiplies value neurons: `factor` 0 switches them off, more only dampens them.
+
+    Guidance or not: they are off for the prompt and for the empty prompt alike, as in NeMo's code.
+    """
+
+    defaults: ClassVar[Mapping[str, float]] = {"factor": 0.0}
+
+    def __init__(self, evidence: Evidence, **options: float) -> None:
+        super().__init__(evidence, **options)
+        factor = self.options["factor"]
+        if not 0 <= factor <= 1:
+            raise InputError("`factor` from 0 to 1", factor, where=f"the options of `{self.name}`", cure="Change it.")
+
+    @abstractmethod
+    def neurons(self, prompt_id: str) -> NeuronSet:
+        """Those that are switched off for a prompt."""
+
+    def intervention(self, prompt_id: str) -> Intervention:
+        """The neurons of the prompt."""
+        return self._switch_off(self.neurons(prompt_id))
+
+    def everywhere(self, prompt_id: str) -> Intervention:
+        """The neurons of all prompts at once."""
+        return self._everywhere
+
+    @property
+    def num_neurons(self) -> int:
+        """Neurons that are off for a prompt, on average over the prompts that have any."""
+        return round(self._mean_size)
+
+    @property
+    def share(self) -> float:
+        """The same as a share of all neurons of the layers that were searched."""
+        return self._mean_size / sum(layer_sizes(self.evidence.pipeline.unet, self.evidence.layers).values())
+
+    @cached_property
+    def _everywhere(self) -> Intervention:
+        return self._switch_off(union(map(self.neurons, self.evidence.prompts)))
+
+    @cached_property
+    def _mean_size(self) -> float:
+        sizes = [len(some) for some in map(self.neurons, self.evidence.prompts) if len(some)]
+        return sum(sizes) / len(sizes) if sizes else 0.0
+
+    def _switch_off(self, neurons: NeuronSet) -> Intervention:
+        factor = self.options["factor"]
+        return Intervention(deactivation_factors(self.evidence.pipeline.unet, neurons, factor=factor))
+
+
+@contextmanager
+def _replaced(unet: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    parameters = dict(unet.named_parameters()) if weights else {}
+    for name, value in weights.items():
+        shape = tuple(parameters[name].shape) if name in parameters else "none"
+        if shape != tuple(value.shape):
+            cure = "Use weights of this checkpoint."
+            raise InputError(f"a parameter of shape {tuple(value.shape)}", shape, where=name, cure=cure)
+    kept = {name: parameters[name].data for name in weights}
+    try:
+        for name, value in weights.items():
+            parameters[name].data = value.to(parameters[name])
+        yield
+    finally:
+        for name, value in kept.items():
+            parameters[name].data = value
