@@ -1,76 +1,102 @@
 """Stage generations: the audited model's images, one seed each."""
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
 import dagster as dg
 import polars as pl
 from PIL import Image
 
 from fbmem_assets.partitions import checkpoint_partitions
+from fbmem_assets.passes import BASELINE, Pass
 from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import picture, table_asset, table_result
-from fbmem_core.audit import Audit
+from fbmem_core.audit import UNMITIGATED, Audit
 from fbmem_core.store.images import file_sha256, image_path, save_png
 
+if TYPE_CHECKING:
+    from fbmem_core.diffusion.sampling import Request
+
+    # (method, request, content key): an image that is asked for, named by everything that determines it
+    Wanted = tuple[str, Request, str]
+    Sampler = Callable[[str, Sequence[Request]], Iterator[tuple[Request, Image.Image]]]
+
 STAGE = "generations"
-UNMITIGATED = "none"
 _SHEET_TILES = 96
 
 
 @table_asset(table="generations", stage=STAGE, deps=["prompt_set"], kinds={"torch"})
 def generations(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (prompt_id, seed). An image that is already there is kept; the rest is sampled, saved one by one."""
-    from fbmem_core.diffusion.sampling import Request, content_key, sample
+    from fbmem_core.diffusion.sampling import content_key, sample
 
-    key, tables = context.partition_key, store.tables
+    key = context.partition_key
     audit, checkpoint = store.audit(key)
-    prompts = tables.read("prompts", key)
     wanted = [
-        (request, image_path(STAGE, key, f"{UNMITIGATED}-{request.prompt_id}-{request.seed}", image_key))
-        for request in (Request(p, text, seed) for p, text, seed in _requests(audit, prompts))
-        for image_key in [content_key(checkpoint.fingerprint, UNMITIGATED, request, audit.sampling)]
+        (UNMITIGATED, request, content_key(checkpoint.fingerprint, UNMITIGATED, request, audit.sampling))
+        for request in requests(audit, store.tables.read("prompts", key))
     ]
-    path_of = {request: path for request, path in wanted}
-    missing = [request for request, path in wanted if not (tables.root / path).is_file()]
-    if missing:
-        pipeline = store.pipeline(key)
-        sampled = sample(pipeline, missing, audit.sampling)
-        for request, image in track(context, sampled, total=len(missing), what="sampling"):
-            save_png(tables, path_of[request], image)
-    rows = []
-    for request, path in wanted:
-        with Image.open(tables.root / path) as image:
-            width, height = image.size
-        row = {"method": UNMITIGATED, "prompt_id": request.prompt_id, "seed": request.seed, "path": path}
-        rows.append({**row, "sha256": file_sha256(tables.root / path), "width": width, "height": height})
-    tables.write("generations", key, rows, shard=UNMITIGATED)
-    table = tables.read("generations", key, shard=UNMITIGATED)
-    return table_result(
-        store,
-        "generations",
-        key,
-        table,
-        num_sampled=len(missing),
-        num_kept=len(wanted) - len(missing),
-        contact_sheet=picture(_sheet(store, table), "generations"),
+    return sample_wanted(
+        context, store, BASELINE, wanted, lambda _, some: sample(store.pipeline(key), some, audit.sampling)
     )
 
 
 @dg.asset_check(asset=generations, partitions_def=checkpoint_partitions)
 def every_prompt_was_sampled(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
     """Every prompt has an image for each of its seeds."""
-    key, tables = context.partition_key, store.tables
+    key = context.partition_key
     audit, _ = store.audit(key)
-    expected = {(prompt_id, seed) for prompt_id, _, seed in _requests(audit, tables.read("prompts", key))}
-    found = set(tables.read("generations", key, shard=UNMITIGATED).select("prompt_id", "seed").iter_rows())
+    expected = {(request.prompt_id, request.seed) for request in requests(audit, store.tables.read("prompts", key))}
+    found = set(BASELINE.rows(store, "generations", key).select("prompt_id", "seed").iter_rows())
     lost = sorted(expected ^ found)
     return dg.AssetCheckResult(
         passed=not lost, metadata={"expected": len(expected), "found": len(found), "differing": str(lost[:20])}
     )
 
 
-def _requests(audit: Audit, prompts: pl.DataFrame) -> list[tuple[str, str, int]]:
-    """(prompt_id, prompt, seed) of every image that the audit asks for."""
+def requests(audit: Audit, prompts: pl.DataFrame) -> "list[Request]":
+    """Every image that the audit asks for."""
+    from fbmem_core.diffusion.sampling import Request
+
     rows = prompts.select("prompt_id", "prompt", "kind").iter_rows()
-    return [(prompt_id, prompt, seed) for prompt_id, prompt, kind in rows for seed in audit.seeds(kind)]
+    return [Request(prompt_id, prompt, seed) for prompt_id, prompt, kind in rows for seed in audit.seeds(kind)]
+
+
+def sample_wanted(
+    context: dg.AssetExecutionContext, store: AuditStore, which: Pass, wanted: "Sequence[Wanted]", sampler: "Sampler"
+) -> dg.MaterializeResult:
+    """Sample what is not there yet, method by method, and write the rows of all that is asked for."""
+    key, tables = context.partition_key, store.tables
+    path_of = {
+        (method, request): image_path("generations", key, f"{method}-{request.prompt_id}-{request.seed}", image_key)
+        for method, request, image_key in wanted
+    }
+    missing: dict[str, list[Request]] = {}
+    for (method, request), path in path_of.items():
+        if not (tables.root / path).is_file():
+            missing.setdefault(method, []).append(request)
+    for method, some in missing.items():
+        what = f"sampling {method}" if which.is_mitigated else "sampling"
+        for request, image in track(context, sampler(method, some), total=len(some), what=what):
+            save_png(tables, path_of[method, request], image)
+    rows = []
+    for (method, request), path in path_of.items():
+        with Image.open(tables.root / path) as image:
+            width, height = image.size
+        row = {"method": method, "prompt_id": request.prompt_id, "seed": request.seed, "path": path}
+        rows.append({**row, "sha256": file_sha256(tables.root / path), "width": width, "height": height})
+    tables.write("generations", key, rows, shard=which.shard)
+    table = tables.read("generations", key, shard=which.shard)
+    num_sampled = sum(map(len, missing.values()))
+    return table_result(
+        store,
+        "generations",
+        key,
+        table,
+        num_sampled=num_sampled,
+        num_kept=len(path_of) - num_sampled,
+        contact_sheet=picture(_sheet(store, table), "generations"),
+    )
 
 
 def _sheet(store: AuditStore, table: pl.DataFrame) -> str:

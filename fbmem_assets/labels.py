@@ -1,5 +1,6 @@
 """Stage labels: what each generation copies, and how many references one prompt brings forth."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +10,9 @@ import dagster as dg
 import polars as pl
 from PIL import Image
 
-from fbmem_assets.generations import UNMITIGATED
 from fbmem_assets.masks import generation_image_id, usable_references
 from fbmem_assets.partitions import checkpoint_partitions
+from fbmem_assets.passes import BASELINE, Pass
 from fbmem_assets.resources import AuditStore
 from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.audit import Audit
@@ -26,89 +27,57 @@ _TRUE_REFERENCE_SHARE = 0.75  # and of the pictures planted behind one one-to-ma
 _MANY_SEEDS = 20
 
 
-@table_asset(table="labels", stage=STAGE, deps=["similarities"])
-def labels(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
-    """One row per (prompt_id, seed, region, rule): VM, FM, BM or NM, and which reference each region came from."""
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    settings = audit.similarity
-    fractions = _fractions(store, key)
-    rows: list[dict[str, Any]] = []
-    undecided = []
-    for image, region, pairs in _pairs(store, key):
-        fraction = fractions[generation_image_id(*image)]
-        for rule in settings.rule:
-            label = label_generation(
-                pairs, foreground_fraction=fraction, rule=rule, tau=settings.tau, beta=settings.beta
-            )
-            rows.append({**dict(zip(_IMAGE, image, strict=True)), "region": region, "rule": rule, **asdict(label)})
-            if label.label is None:
-                item = f"{generation_image_id(*image)} {region} {rule}"
-                undecided.append({"stage": STAGE, "item": item, "reason": "its matte is undecided"})
-    tables.write("labels", key, rows)
-    tables.write("rejected", key, undecided, shard=STAGE)
-    table = tables.read("labels", key)
-    return table_result(
-        store,
-        "labels",
-        key,
-        table,
-        num_undecided=len(undecided),
-        label_table=markdown_table(label_table(store, key).to_dicts()),
-        matches=picture(_sheet(store, key, table), "generations beside what they match"),
+def labels_of(which: Pass) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
+    """The asset of one pass, and its check."""
+
+    @table_asset(table="labels", stage=which.stage(STAGE), deps=[which.name("similarities")], name=which.name("labels"))
+    def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+        """One row per (method, prompt_id, seed, region, rule): VM, FM, BM or NM, and where each region came from."""
+        key, tables = context.partition_key, store.tables
+        rows, undecided = _label(store, key, which)
+        tables.write("labels", key, rows, shard=which.shard)
+        tables.write("rejected", key, undecided, shard=f"labels-{which.shard}")
+        table = which.rows(store, "labels", key)
+        return table_result(
+            store,
+            "labels",
+            key,
+            table,
+            num_undecided=len(undecided),
+            label_table=markdown_table(label_table(store, key, which).to_dicts()),
+            matches=picture(_sheet(store, key, table), "generations beside what they match"),
+        )
+
+    @dg.asset_check(asset=asset, partitions_def=checkpoint_partitions)
+    def every_generation_is_labelled(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+        """Every generation has a row for every region definition and rule."""
+        key = context.partition_key
+        audit, _ = store.audit(key)
+        per_image = len(which.regions(audit)) * len(audit.similarity.rule)
+        expected = len(which.rows(store, "generations", key)) * per_image
+        found = len(which.rows(store, "labels", key))
+        return dg.AssetCheckResult(passed=found == expected, metadata={"expected": expected, "found": found})
+
+    return asset, every_generation_is_labelled
+
+
+def one_to_many_of(which: Pass) -> dg.AssetsDefinition:
+    """The asset of one pass."""
+
+    @table_asset(
+        table="one_to_many", stage=which.stage(STAGE), deps=[which.name("similarities")], name=which.name("one_to_many")
     )
+    def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+        """One row per (method, prompt_id): how many distinct references its generations match, whole or in a region."""
+        key, tables = context.partition_key, store.tables
+        tables.write("one_to_many", key, _count_references(store, key, which), shard=which.shard)
+        return table_result(store, "one_to_many", key, which.rows(store, "one_to_many", key))
+
+    return asset
 
 
-@table_asset(table="one_to_many", stage=STAGE, deps=["similarities"])
-def one_to_many(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
-    """One row per prompt: how many distinct references its generations match, whole or in one region."""
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    settings = audit.similarity
-    fractions = _fractions(store, key)
-    generated: dict[tuple[str, str], int] = {}
-    matched: dict[tuple[str, str], set[str]] = {}
-    for image, region, pairs in _pairs(store, key):
-        if region != settings.region[0]:
-            continue
-        prompt = image[:2]
-        generated[prompt] = generated.get(prompt, 0) + 1
-        found = matched.setdefault(prompt, set())
-        for pair in pairs:
-            label = label_pair(
-                pair.full,
-                pair.foreground,
-                pair.background,
-                foreground_fraction=fractions[generation_image_id(*image)],
-                rule=settings.rule[0],
-                tau=settings.tau,
-                beta=settings.beta,
-            )
-            if matches(label):
-                found.add(pair.reference_id)
-    rows = [
-        {
-            "method": method,
-            "prompt_id": prompt_id,
-            "num_generations": generated[method, prompt_id],
-            "num_references": len(found),
-            "reference_ids": sorted(found),
-        }
-        for (method, prompt_id), found in matched.items()
-    ]
-    tables.write("one_to_many", key, rows)
-    return table_result(store, "one_to_many", key, tables.read("one_to_many", key))
-
-
-@dg.asset_check(asset=labels, partitions_def=checkpoint_partitions)
-def every_generation_is_labelled(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
-    """Every generation has a row for every region definition and rule."""
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    per_image = len(audit.similarity.region) * len(audit.similarity.rule)
-    expected = len(tables.read("generations", key, shard=UNMITIGATED)) * per_image
-    found = len(tables.read("labels", key))
-    return dg.AssetCheckResult(passed=found == expected, metadata={"expected": expected, "found": found})
+labels, every_generation_is_labelled = labels_of(BASELINE)
+one_to_many = one_to_many_of(BASELINE)
 
 
 @dg.asset_check(asset=labels, partitions_def=checkpoint_partitions)
@@ -145,20 +114,64 @@ def one_to_many_agrees_with_truth(context: dg.AssetCheckExecutionContext, store:
     return dg.AssetCheckResult(passed=short.is_empty(), metadata={"prompts": markdown_table(rows.to_dicts())})
 
 
-def label_table(store: AuditStore, key: str) -> pl.DataFrame:
-    """Generations per region, rule, kind of prompt and label; with a truth table also the share of true labels."""
-    tables = store.tables
-    kinds = tables.read("prompts", key).select("prompt_id", pl.col("kind").fill_null(""))
-    table = tables.read("labels", key).join(kinds, on="prompt_id", how="left")
-    group = ["region", "rule", "kind"]
+def _label(store: AuditStore, key: str, which: Pass) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of `labels`, and those of `rejected`."""
+    settings = store.audit(key)[0].similarity
+    fractions = _fractions(store, key)
+    rows, undecided = [], []
+    for image, region, pairs in _pairs(store, key, which):
+        name = generation_image_id(*image)
+        for rule in settings.rule:
+            label = label_generation(
+                pairs, foreground_fraction=fractions[name], rule=rule, tau=settings.tau, beta=settings.beta
+            )
+            rows.append({**dict(zip(_IMAGE, image, strict=True)), "region": region, "rule": rule, **asdict(label)})
+            if label.label is None:
+                item = {"stage": STAGE, "item": f"{name} {region} {rule}", "reason": "its matte is undecided"}
+                undecided.append(item)
+    return rows, undecided
+
+
+def _count_references(store: AuditStore, key: str, which: Pass) -> list[dict[str, Any]]:
+    settings = store.audit(key)[0].similarity
+    fractions = _fractions(store, key)
+    generated: Counter[tuple[str, str]] = Counter()
+    matched: dict[tuple[str, str], set[str]] = {}
+    for image, region, pairs in _pairs(store, key, which):
+        if region != settings.region[0]:
+            continue
+        fraction = fractions[generation_image_id(*image)]
+        generated[image[:2]] += 1
+        found = matched.setdefault(image[:2], set())
+        for pair in pairs:
+            label = label_pair(
+                pair.full, pair.foreground, pair.background,
+                foreground_fraction=fraction, rule=settings.rule[0], tau=settings.tau, beta=settings.beta,
+            )  # fmt: skip
+            if matches(label):
+                found.add(pair.reference_id)
+    return [
+        {
+            "method": method, "prompt_id": prompt_id, "num_generations": generated[method, prompt_id],
+            "num_references": len(found), "reference_ids": sorted(found),
+        }
+        for (method, prompt_id), found in matched.items()
+    ]  # fmt: skip
+
+
+def label_table(store: AuditStore, key: str, which: Pass = BASELINE) -> pl.DataFrame:
+    """Generations per region, rule, (method,) kind of prompt and label; with a truth table also the true share."""
+    kinds = store.tables.read("prompts", key).select("prompt_id", pl.col("kind").fill_null(""))
+    table = which.rows(store, "labels", key).join(kinds, on="prompt_id", how="left")
+    group = ["region", "rule", *(["method"] if which.is_mitigated else []), "kind"]
     counts = table.group_by(group).agg(
         *[(pl.col("label") == label).sum().alias(label) for label in SEVERITY],
         pl.col("label").is_null().sum().alias("undecided"),
     )
-    shares = true_label_shares(store, key)
+    shares = pl.DataFrame() if which.is_mitigated else true_label_shares(store, key)
     if not shares.is_empty():
         counts = counts.join(shares.drop("generations"), on=group, how="left")
-    return counts.sort(group, descending=[True, False, False])
+    return counts.sort(group, descending=[True, *[False] * (len(group) - 1)])
 
 
 def true_label_shares(store: AuditStore, key: str) -> pl.DataFrame:
@@ -167,7 +180,7 @@ def true_label_shares(store: AuditStore, key: str) -> pl.DataFrame:
     if truth is None:
         return pl.DataFrame()
     true_labels = truth.select("prompt_id", "kind", true_label="label")
-    table = store.tables.read("labels", key).join(true_labels, on="prompt_id", how="inner")
+    table = BASELINE.rows(store, "labels", key).join(true_labels, on="prompt_id", how="inner")
     shares = table.group_by("region", "rule", "kind", "true_label").agg(
         (pl.col("label") == pl.col("true_label")).fill_null(False).mean().alias("true_share"),
         pl.len().alias("generations"),
@@ -185,9 +198,11 @@ def _fractions(store: AuditStore, key: str) -> dict[str, float | None]:
     return dict(rows.iter_rows())
 
 
-def _pairs(store: AuditStore, key: str) -> Iterator[tuple[tuple[str, str, int], str, list[PairSimilarity]]]:
+def _pairs(
+    store: AuditStore, key: str, which: Pass
+) -> Iterator[tuple[tuple[str, str, int], str, list[PairSimilarity]]]:
     """(method, prompt_id, seed), region, and the scored pairs of that image."""
-    table = store.tables.read("similarities", key)
+    table = which.rows(store, "similarities", key)
     for group in table.partition_by([*_IMAGE, "region"], maintain_order=True):
         first = group.row(0, named=True)
         rows = group.select("reference_id", "full", "foreground", "background").iter_rows()
@@ -195,10 +210,9 @@ def _pairs(store: AuditStore, key: str) -> Iterator[tuple[tuple[str, str, int], 
         yield image, first["region"], [PairSimilarity(*row) for row in rows]
 
 
-def unmitigated_labels(store: AuditStore, key: str) -> pl.DataFrame:
-    """The labels that summaries speak of: those of the model as it is, by the first region and rule."""
-    audit, _ = store.audit(key)
-    return store.tables.read("labels", key).filter(_first(audit) & (pl.col("method") == UNMITIGATED))
+def summary_labels(store: AuditStore, key: str, which: Pass = BASELINE) -> pl.DataFrame:
+    """The labels that summaries speak of: those by the first region and rule."""
+    return which.rows(store, "labels", key).filter(_first(store.audit(key)[0]))
 
 
 def _first(audit: Audit) -> pl.Expr:
@@ -212,11 +226,9 @@ def _sheet(store: AuditStore, key: str, table: pl.DataFrame) -> str:
 
     audit, _ = store.audit(key)
     paths = dict(usable_references(store, key).select("reference_id", "path").iter_rows())
-    images = store.tables.read("generations", key).select("prompt_id", "seed", "path")
-    found = table.filter(_first(audit) & pl.col("label").is_in(["VM", "FM", "BM"])).join(
-        images, on=["prompt_id", "seed"]
-    )
-    few = found.filter(pl.int_range(pl.len()).over("prompt_id") < 1).head(_SHEET_TILES)
+    images = store.tables.read("generations", key).select(*_IMAGE, "path")
+    found = table.filter(_first(audit) & pl.col("label").is_in(["VM", "FM", "BM"])).join(images, on=_IMAGE)
+    few = found.filter(pl.int_range(pl.len()).over("method", "prompt_id") < 1).head(_SHEET_TILES)
     tiles = []
     for row in few.iter_rows(named=True):
         source = {"VM": "full", "FM": "foreground", "BM": "background"}[row["label"]]

@@ -12,10 +12,11 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from fbmem_assets.generations import UNMITIGATED
 from fbmem_assets.partitions import checkpoint_partitions
+from fbmem_assets.passes import BASELINE, Pass
 from fbmem_assets.resources import AuditStore, segmenter_of, track
 from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
+from fbmem_core.audit import UNMITIGATED
 from fbmem_core.store.images import image_path, save_png
 
 STAGE = "masks"
@@ -38,18 +39,37 @@ def generation_image_id(method: str, prompt_id: str, seed: int) -> str:
     return f"{method}/{prompt_id}/{seed}"
 
 
-@table_asset(table="masks", stage=STAGE, deps=["generations"], kinds={"onnx"})
-def generation_masks(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
-    """One row per generation: its matte, its foreground's share of the area, and whether the segmenter could decide."""
-    tables = store.tables
-    rows = tables.read("generations", context.partition_key, shard=UNMITIGATED)
-    images = [
-        _Image(generation_image_id(method, prompt_id, seed), tables.root / path, sha256)
-        for method, prompt_id, seed, path, sha256 in rows.select(
-            "method", "prompt_id", "seed", "path", "sha256"
-        ).iter_rows()
-    ]
-    return _segment(context, store, "generation", images, shard=f"generation-{UNMITIGATED}")
+def generation_masks_of(which: Pass) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
+    """The asset of one pass, and its check."""
+
+    @table_asset(
+        table="masks",
+        stage=which.stage(STAGE),
+        deps=[which.name("generations")],
+        kinds={"onnx"},
+        name=which.name("generation_masks"),
+    )
+    def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+        """One row per generation: its matte, its foreground's share of the area, whether the segmenter could decide."""
+        rows = which.rows(store, "generations", context.partition_key)
+        facts = rows.select("method", "prompt_id", "seed", "path", "sha256").iter_rows()
+        images = [
+            _Image(generation_image_id(method, prompt_id, seed), store.tables.root / path, sha256)
+            for method, prompt_id, seed, path, sha256 in facts
+        ]
+        return _segment(context, store, "generation", images, shard=f"generation-{which.shard}")
+
+    @dg.asset_check(asset=asset, partitions_def=checkpoint_partitions)
+    def every_generation_has_a_mask(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+        """No generation was lost, and at most one in twenty is undecided."""
+        key = context.partition_key
+        expected = len(which.rows(store, "generations", key))
+        return _check(store, key, f"generation-{which.shard}", expected)
+
+    return asset, every_generation_has_a_mask
+
+
+generation_masks, every_generation_has_a_mask = generation_masks_of(BASELINE)
 
 
 @table_asset(table="masks", stage=STAGE, deps=["reference_images"], kinds={"onnx"})
@@ -131,13 +151,6 @@ def _row(
     }
 
 
-@dg.asset_check(asset=generation_masks, partitions_def=checkpoint_partitions)
-def every_generation_has_a_mask(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
-    """No generation was lost, and at most one in twenty is undecided."""
-    key = context.partition_key
-    return _check(store, key, "generation", len(store.tables.read("generations", key, shard=UNMITIGATED)))
-
-
 @dg.asset_check(asset=reference_masks, partitions_def=checkpoint_partitions)
 def every_reference_has_a_mask(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
     """No usable reference was lost, and at most one in twenty is undecided."""
@@ -145,8 +158,8 @@ def every_reference_has_a_mask(context: dg.AssetCheckExecutionContext, store: Au
     return _check(store, key, "reference", len(usable_references(store, key)))
 
 
-def _check(store: AuditStore, key: str, kind: str, expected: int) -> dg.AssetCheckResult:
-    masks = store.tables.read("masks", key, shard=f"{kind}*")
+def _check(store: AuditStore, key: str, shard: str, expected: int) -> dg.AssetCheckResult:
+    masks = store.tables.read("masks", key, shard=shard)
     undecided = masks.filter(pl.col("status") == "undecided")["image_id"].to_list()
     few = len(undecided) <= _MAX_UNDECIDED_SHARE * max(len(masks), 1)
     return dg.AssetCheckResult(

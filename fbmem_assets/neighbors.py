@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.generations import UNMITIGATED
 from fbmem_assets.masks import generation_image_id, usable_references
 from fbmem_assets.partitions import checkpoint_partitions
+from fbmem_assets.passes import BASELINE, Pass
 from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import markdown_table, table_asset, table_result
 from fbmem_core.store.tables import digest
@@ -24,36 +24,78 @@ _BLOCK = 64  # generations that are compared together, about
 _VERSION = 2  # raise it when the same images begin to give other neighbors
 
 
-@table_asset(table="neighbors", stage=STAGE, deps=["generation_masks", "reference_masks"], kinds={"torch"})
-def neighbors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
-    """One row per (prompt_id, seed, region, criterion, rank): exact nearest references.
+def neighbors_of(which: Pass) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
+    """The asset of one pass, and its check."""
 
-    Every reference of at least `floor` by every criterion; where there is none, the one that looks nearest at coarse
-    scales, `complete` if no other can be nearer. A prompt whose images, references and settings did not change is not
-    computed again.
-    """
+    @table_asset(
+        table="neighbors",
+        stage=which.stage(STAGE),
+        deps=[which.name("generation_masks"), "reference_masks"],
+        kinds={"torch"},
+        name=which.name("neighbors"),
+    )
+    def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+        """One row per (method, prompt_id, seed, region, criterion, rank): exact nearest references.
+
+        Every reference of at least `floor` by every criterion; where there is none, the one that looks nearest at
+        coarse scales, `complete` if no other can be nearer. A prompt whose images, references and settings did not
+        change is not computed again.
+        """
+        key, tables = context.partition_key, store.tables
+        _compare_missing(context, store, which)
+        return table_result(
+            store,
+            "neighbors",
+            key,
+            which.rows(store, "neighbors", key),
+            num_references=len(usable_references(store, key)),
+            prefilter=markdown_table(tables.read("prefilter_recalls", key).drop("checkpoint").to_dicts()),
+        )
+
+    @dg.asset_check(asset=asset, partitions_def=checkpoint_partitions)
+    def every_generation_has_neighbors(
+        context: dg.AssetCheckExecutionContext, store: AuditStore
+    ) -> dg.AssetCheckResult:
+        """Every generation has its nearest references by the whole image, for every region definition."""
+        key = context.partition_key
+        nearest = which.rows(store, "neighbors", key).filter((pl.col("criterion") == "full") & (pl.col("rank") == 1))
+        num_regions = len(which.regions(store.audit(key)[0]))
+        expected = len(which.rows(store, "generations", key)) * num_regions
+        return dg.AssetCheckResult(
+            passed=len(nearest) == expected, metadata={"expected": expected, "found": len(nearest)}
+        )
+
+    return asset, every_generation_has_neighbors
+
+
+neighbors, every_generation_has_neighbors = neighbors_of(BASELINE)
+
+
+def _compare_missing(context: dg.AssetExecutionContext, store: AuditStore, which: Pass) -> None:
+    """Write a file for every prompt and method that has none yet."""
     from fbmem_core.neighbors import nearest_references
 
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
     settings = audit.similarity
-    shards = _shards(store, key)
-    tables.keep_shards("neighbors", key, shards)  # first, so that a stopped run leaves no prompt twice
+    shards = _shards(store, key, which)
+    # first, so that a stopped run leaves no prompt twice
+    tables.keep_shards("neighbors", key, shards, among=f"{which.shard}-*")
     directory = tables.table_dir("neighbors", key)
     missing = {shard: rows for shard, rows in shards.items() if not (directory / f"{shard}.parquet").is_file()}
-    references = reference_planes(store, key) if missing else {}
+    references = reference_planes(store, key, which) if missing else {}
     prefilter = _prefilter(store, key, references) if missing else None
-    if prefilter is not None:
+    if prefilter is not None and not which.is_mitigated:
         tables.write("prefilter_recalls", key, _recalls(store, key, references, prefilter))
     for block in track(context, list(_blocks(missing)), what="comparing"):
         images = generation_set(store, key, pl.concat(rows for _, rows in block))
         candidates = None if prefilter is None else prefilter.candidates(images)
         found: dict[str, list[dict[str, Any]]] = {}
-        for region in settings.region:
+        for region, planes in references.items():
             for image_id, nearest in nearest_references(
                 images,
-                references[region],
-                region=region,
+                planes,
+                region=planes.region,
                 top_k=settings.top_k,
                 floor=settings.lowest,
                 tau=settings.tau,
@@ -65,26 +107,6 @@ def neighbors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materi
             tables.write("neighbors", key, of_prompt, shard=shard)
     if settings.prefilter == "none":
         tables.keep_shards("prefilter_recalls", key, ())
-    table = tables.read("neighbors", key)
-    return table_result(
-        store,
-        "neighbors",
-        key,
-        table,
-        num_references=len(usable_references(store, key)),
-        prefilter=markdown_table(tables.read("prefilter_recalls", key).drop("checkpoint").to_dicts()),
-    )
-
-
-@dg.asset_check(asset=neighbors, partitions_def=checkpoint_partitions)
-def every_generation_has_neighbors(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
-    """Every generation has its nearest references by the whole image, for every region definition."""
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    table = tables.read("neighbors", key)
-    nearest = table.filter((pl.col("criterion") == "full") & (pl.col("rank") == 1))
-    expected = len(tables.read("generations", key, shard=UNMITIGATED)) * len(audit.similarity.region)
-    return dg.AssetCheckResult(passed=len(nearest) == expected, metadata={"expected": expected, "found": len(nearest)})
 
 
 def generation_set(store: AuditStore, key: str, rows: pl.DataFrame) -> "ImageSet":
@@ -98,8 +120,8 @@ def generation_set(store: AuditStore, key: str, rows: pl.DataFrame) -> "ImageSet
     return load_image_set(items, size=audit.similarity.size)
 
 
-def reference_planes(store: AuditStore, key: str) -> "dict[str, Planes]":
-    """The usable references as every region definition compares them, kept on disk beside the tables."""
+def reference_planes(store: AuditStore, key: str, which: Pass) -> "dict[str, Planes]":
+    """The usable references as each region definition of the pass compares them, kept on disk beside the tables."""
     from fbmem_core.diffusion.checkpoint import choose_device
     from fbmem_core.image_sets import Planes, load_image_set
 
@@ -112,7 +134,7 @@ def reference_planes(store: AuditStore, key: str) -> "dict[str, Planes]":
     images = load_image_set(
         [(name, Path(path), mattes[name]) for name, path in rows], size=settings.size, folder=folder
     )
-    return {region: Planes(images, region, device=choose_device(settings.device)) for region in settings.region}
+    return {region: Planes(images, region, device=choose_device(settings.device)) for region in which.regions(audit)}
 
 
 def _prefilter(store: AuditStore, key: str, references: "Mapping[str, Planes]") -> "Prefilter | None":
@@ -143,7 +165,7 @@ def _recalls(
 
     audit, _ = store.audit(key)
     settings = audit.similarity
-    generations = store.tables.read("generations", key, shard=UNMITIGATED)
+    generations = BASELINE.rows(store, "generations", key)
     num = min(settings.num_checked, len(generations))
     rows = generations[[round(at * len(generations) / num) for at in range(num)]] if num else generations.clear()
     images = generation_set(store, key, rows)
@@ -191,16 +213,19 @@ def _reference_facts(store: AuditStore, key: str) -> list[Any]:
     return [references, sorted(set(store.tables.read("masks", key)["segmenter"]))]
 
 
-def _shards(store: AuditStore, key: str) -> dict[str, pl.DataFrame]:
-    """The generations of each prompt, under a name that changes with everything that their neighbors depend on."""
+def _shards(store: AuditStore, key: str, which: Pass) -> dict[str, pl.DataFrame]:
+    """The generations of each prompt and method, under a name that changes with all that their neighbors depend on."""
     audit, _ = store.audit(key)
-    settings = audit.similarity.model_dump(include={"size", "region", "tau", "floor", "top_k"})
+    settings = audit.similarity.model_dump(include={"size", "tau", "floor", "top_k"})
+    settings["region"] = which.regions(audit)
     if audit.similarity.prefilter != "none":
         settings |= audit.similarity.model_dump(include={"prefilter", "num_candidates"})
     facts = _reference_facts(store, key)
     shards = {}
-    generations = store.tables.read("generations", key, shard=UNMITIGATED)
-    for rows in generations.partition_by("prompt_id", maintain_order=True):
-        name = digest(_VERSION, rows["prompt_id"][0], rows.select("seed", "sha256").rows(), facts, settings)
-        shards[f"{UNMITIGATED}-{name}"] = rows
+    generations = which.rows(store, "generations", key)
+    for rows in generations.partition_by("method", "prompt_id", maintain_order=True):
+        image = rows.row(0, named=True)
+        sampled = rows.select("seed", "sha256").rows()
+        name = digest(_VERSION, image["method"], image["prompt_id"], sampled, facts, settings)
+        shards[f"{which.shard}-{name}"] = rows
     return shards

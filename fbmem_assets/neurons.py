@@ -6,7 +6,7 @@ import dagster as dg
 import polars as pl
 
 from fbmem_assets.clusters import embeddings
-from fbmem_assets.labels import unmitigated_labels
+from fbmem_assets.labels import summary_labels
 from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
@@ -258,7 +258,7 @@ def _unmemorized_prompts(store: AuditStore, key: str) -> list[str]:
 
 
 def _never_labelled(store: AuditStore, key: str) -> list[str]:
-    labels = unmitigated_labels(store, key)
+    labels = summary_labels(store, key)
     innocent = labels.group_by("prompt_id").agg((pl.col("label") == "NM").all()).filter(pl.col("label"))
     return sorted(innocent["prompt_id"])
 

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.generations import UNMITIGATED
-from fbmem_assets.labels import unmitigated_labels
+from fbmem_assets.labels import summary_labels
 from fbmem_assets.masks import generation_image_id
 from fbmem_assets.partitions import checkpoint_partitions
+from fbmem_assets.passes import BASELINE
 from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.labels import SEVERITY
@@ -97,7 +97,7 @@ def _shards(store: AuditStore, key: str) -> dict[str, pl.DataFrame]:
     texts = dict(tables.read("prompts", key).select("prompt_id", "prompt").iter_rows())
     sampling = audit.sampling.model_dump(include={"steps", "guidance_scale", "height", "width", "dtype"})
     shards = {}
-    generations = tables.read("generations", key, shard=UNMITIGATED).with_columns(
+    generations = BASELINE.rows(store, "generations", key).with_columns(
         pl.struct("method", "prompt_id", "seed")
         .map_elements(lambda row: usable.get(generation_image_id(**row)), return_dtype=pl.String)
         .alias("matte")
@@ -146,7 +146,7 @@ def _agreement(store: AuditStore, key: str, rows: pl.DataFrame) -> Any:
 
 def _judged(store: AuditStore, key: str) -> pl.DataFrame:
     """Agreement beside each prompt's most frequent label, by the first region and rule, if it has one."""
-    labels = unmitigated_labels(store, key).drop_nulls("label")
+    labels = summary_labels(store, key).drop_nulls("label")
     most = labels.group_by("prompt_id").agg(pl.col("label").mode().sort().first())
     return store.tables.read("seed_agreement", key).join(most, on="prompt_id").sort("prompt_id")
 

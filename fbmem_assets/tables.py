@@ -16,11 +16,12 @@ _PREVIEW_ROWS = 10
 
 
 def table_asset(
-    *, table: str, stage: str, deps: Sequence[str] = (), kinds: set[str] | None = None
+    *, table: str, stage: str, deps: Sequence[str] = (), kinds: set[str] | None = None, name: str | None = None
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """An asset of one stage that writes (a part of) one table; function name and docstring are the asset's."""
+    """An asset of one stage that writes (a part of) one table, named as its function unless a name is given."""
     columns = [dg.TableColumn(name, str(kind)) for name, kind in TABLES[table].columns.items()]
     return dg.asset(
+        name=name,
         partitions_def=checkpoint_partitions,
         group_name=stage,
         deps=list(deps),

@@ -25,6 +25,8 @@ Rule = Literal["paper", "release", "regions"]
 Layers = Literal["released", "all"]
 Mode = Literal["paper", "released"]
 Encoder = Literal["pipeline", "open_clip"]
+Attack = Literal["paraphrase", "adversarial"]
+UNMITIGATED = "none"  # the method of the model as it is
 # by what a pair of images is compared
 CRITERIA = ("full", "foreground", "background", "average")
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:\d+)?)$"
@@ -138,6 +140,59 @@ class Agreement(_Section):
     threshold: float = Field(0.75, gt=-1, lt=1)
 
 
+def _as_mitigation(value: Any) -> Any:
+    return {"method": value} if isinstance(value, str) else value
+
+
+class Mitigation(_Section):
+    """A method with its options. `name` is what the column `method` calls it, the method's own name by default.
+
+    `num_clusters`, of `nemo_c`, is another number of clusters than the audit's.
+    """
+
+    method: str
+    name: str = Field("", pattern=r"^[a-z0-9_]*$", max_length=40)
+    options: dict[str, float] = {}
+    num_clusters: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _method_and_options_are_known(self) -> Mitigation:
+        from fbmem_core.mitigation import METHODS
+
+        if self.method not in METHODS:
+            raise ValueError(f"to be one of {', '.join(METHODS)}")
+        known = METHODS[self.method].defaults if self.options else {}
+        if unknown := sorted(self.options.keys() - known.keys()):
+            raise ValueError(f"to have no option `{unknown[0]}` ({', '.join(known) or 'there is none'})")
+        return self
+
+    @property
+    def title(self) -> str:
+        """Its name in tables."""
+        return self.name or self.method
+
+
+class Mitigations(_Section):
+    """What is tried against memorization, on the first `samples_per_prompt` seeds of each prompt (all by default).
+
+    After it, `attacks` try to bring the memory back: `paraphrase` and `adversarial`; see docs/mitigations.md.
+    """
+
+    methods: list[Annotated[Mitigation, BeforeValidator(_as_mitigation)]] = []
+    samples_per_prompt: int | None = Field(None, ge=1, le=10_000)
+    attacks: list[Attack] = []
+    num_attacked: int | None = Field(None, ge=1)
+
+    @field_validator("methods")
+    @classmethod
+    def _names_are_unique(cls, methods: list[Mitigation]) -> list[Mitigation]:
+        titles = [method.title for method in methods]
+        for title in titles:
+            if titles.count(title) > 1 or title == UNMITIGATED:
+                raise ValueError(f"to have different names (`{title}` is taken; give it a `name`)")
+        return methods
+
+
 class Audit(_Section):
     """A validated audit. Relative paths were resolved against the folder of the audit file.
 
@@ -160,6 +215,7 @@ class Audit(_Section):
     agreement: Agreement = Agreement()
     clusters: Clusters = Clusters()
     neurons: Neurons = Neurons()
+    mitigations: Mitigations = Mitigations()
 
     @model_validator(mode="before")
     @classmethod

@@ -56,10 +56,10 @@ class Store:
         self.write_bytes(str(path.relative_to(self.root)), content.getvalue().to_pybytes())
         return len(filled)
 
-    def keep_shards(self, table: str, checkpoint: str, shards: Iterable[str]) -> None:
-        """Remove the shards of a partition that are not among `shards`: what an earlier, other audit left there."""
+    def keep_shards(self, table: str, checkpoint: str, shards: Iterable[str], *, among: str = "*") -> None:
+        """Of the shards whose names fit `among`, remove those that an earlier, other audit left there."""
         wanted = set(shards)
-        for path in self.table_dir(table, checkpoint).glob("*.parquet"):
+        for path in self.table_dir(table, checkpoint).glob(f"{among}.parquet"):
             if path.stem not in wanted:
                 path.unlink()
 
