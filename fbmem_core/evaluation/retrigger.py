@@ -1,8 +1,8 @@
 """After a mitigation, try to bring the memory back: it may hide a memory from its prompt rather than erase it.
 
 Two attempts, both sampled under the prompt's intervention and labelled like any other image: with the words of its
-cluster's other prompts, and with a prompt embedding that was optimised towards the remembered picture (Kowalczuk et al.,
-arXiv 2507.16880).
+cluster's other prompts, and with a prompt embedding that was optimised towards the remembered picture (arXiv
+2507.16880).
 
 Notation: z_0 latents of the picture, eps noise, t a timestep, y the embedding; z_t = sqrt(alpha_bar_t) z_0 +
 sqrt(1 - alpha_bar_t) eps. Minimised is E ||eps - eps_theta(z_t, t, y)||^2, the loss of training.
@@ -11,8 +11,7 @@ sqrt(1 - alpha_bar_t) eps. Minimised is E ||eps - eps_theta(z_t, t, y)||^2, the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -21,7 +20,6 @@ from torch.nn import functional as F
 
 from fbmem_core.diffusion.noise_difference import encode_prompts
 from fbmem_core.diffusion.sampling import Request
-from fbmem_core.errors import InputError
 from fbmem_core.neurons.hooks import frozen
 
 if TYPE_CHECKING:
@@ -35,24 +33,7 @@ NUM_STEPS = 50
 LEARNING_RATE = 0.1
 BATCH_SIZE = 8  # timesteps and noises in each step
 
-Kind = Literal["prompt", "random"]
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where the search for an embedding begins.
-
-    `prompt` is the embedding of `prompt` with a little noise on it (`spread` of its standard deviation); `random` is
-    noise of the mean and the standard deviation of that embedding.
-    """
-
-    prompt: str
-    kind: Kind = "prompt"
-    spread: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise InputError("a start `prompt` or `random`", f"`{self.kind}`", cure="Choose one of them.")
+SPREAD = 0.1  # of the noise about the prompt's embedding, in its standard deviations
 
 
 def neighbor_requests(
@@ -76,7 +57,7 @@ def adversarial_embedding(
     reference_image: Image.Image,
     intervention: Intervention,
     *,
-    start: Start,
+    start: Float[Tensor, "1 tokens d"],
     num_steps: int = NUM_STEPS,
     learning_rate: float = LEARNING_RATE,
     seed: int = 0,
@@ -90,17 +71,17 @@ def adversarial_embedding(
         pipeline: Stable Diffusion 1.x or 2.x.
         reference_image: The picture, already of the size that is sampled.
         intervention: Under which the embedding shall work; an embedding of its own is left out.
-        start: Where to begin.
+        start: Where to begin; see `starting_embeddings`.
         num_steps: Of the optimisation.
         learning_rate: Of Adam.
-        seed: Of the start, the timesteps and the noise.
+        seed: Of the timesteps and the noise.
 
     Returns:
         The embedding of the last step, in the type of the U-Net.
     """
     unet, generator = pipeline.unet, torch.Generator("cpu").manual_seed(seed)
     latents = encode_image(pipeline, reference_image)
-    embeds = _initial(pipeline, start, reference_image.size, generator).requires_grad_()
+    embeds = start.detach().clone().to(pipeline.device, torch.float32).requires_grad_()
     optimizer = torch.optim.Adam([embeds], lr=learning_rate)
     with intervention.applied(pipeline), torch.enable_grad(), frozen(unet):
         for _ in range(num_steps):
@@ -108,6 +89,32 @@ def adversarial_embedding(
             [embeds.grad] = torch.autograd.grad(loss, [embeds])
             optimizer.step()
     return embeds.detach().to(unet.dtype)
+
+
+def starting_embeddings(
+    pipeline: DiffusionPipeline,
+    prompt: str,
+    size: tuple[int, int],
+    *,
+    num_near: int = 1,
+    num_random: int = 1,
+    seed: int = 0,
+) -> list[Float[Tensor, "1 tokens d"]]:
+    """Where searches begin: near the prompt's own embedding, and anywhere.
+
+    Args:
+        pipeline: Stable Diffusion 1.x or 2.x.
+        prompt: Text.
+        size: Height and width of the images in px.
+        num_near: Starts at the embedding with noise of a tenth of its standard deviation on it.
+        num_random: Starts at noise of its mean and standard deviation.
+        seed: Of the noise.
+    """
+    own = encode_prompts(pipeline, [prompt], height=size[0], width=size[1]).embeds.float()
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noises = [torch.randn(own.shape, generator=generator).to(own) for _ in range(num_near + num_random)]
+    near = [own + SPREAD * own.std() * noise for noise in noises[:num_near]]
+    return near + [own.mean() + own.std() * noise for noise in noises[num_near:]]
 
 
 @torch.no_grad()
@@ -131,13 +138,3 @@ def _denoising_loss(pipeline: DiffusionPipeline, latents: Tensor, embeds: Tensor
         target = alpha_bar**0.5 * noise - (1 - alpha_bar) ** 0.5 * latents
     output = pipeline.unet(noised, steps, encoder_hidden_states=embeds.expand(BATCH_SIZE, -1, -1)).sample
     return F.mse_loss(output.float(), target.float())
-
-
-def _initial(
-    pipeline: DiffusionPipeline, start: Start, size: tuple[int, int], generator: torch.Generator
-) -> Float[Tensor, "1 tokens d"]:
-    own = encode_prompts(pipeline, [start.prompt], height=size[1], width=size[0]).embeds.float()
-    noise = torch.randn(own.shape, generator=generator).to(own)
-    if start.kind == "random":
-        return own.mean() + own.std() * noise
-    return own + start.spread * own.std() * noise
