@@ -4,16 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fbmem_core.evaluation.scores import mitigation_score
     from fbmem_core.labels import label_generation, label_pair
     from fbmem_core.neighbors import nearest_references
     from fbmem_core.similarity.ms_ssim import ms_ssim
     from fbmem_core.similarity.regions import region_similarity
 
-__all__ = ["label_generation", "label_pair", "ms_ssim", "nearest_references", "region_similarity"]
+__all__ = ["label_generation", "label_pair", "mitigation_score", "ms_ssim", "nearest_references", "region_similarity"]
 
 _HOMES = {
     "label_generation": "fbmem_core.labels",
     "label_pair": "fbmem_core.labels",
+    "mitigation_score": "fbmem_core.evaluation.scores",
     "ms_ssim": "fbmem_core.similarity.ms_ssim",
     "nearest_references": "fbmem_core.neighbors",
     "region_similarity": "fbmem_core.similarity.regions",

@@ -14,6 +14,7 @@ from fbmem_core.audit import Sampling
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from torch import Tensor
 
 _VERSION = 1  # raise it when the same settings begin to give other images
 
@@ -28,13 +29,19 @@ class Request:
 
 
 def sample(
-    pipeline: DiffusionPipeline, requests: Sequence[Request], sampling: Sampling
+    pipeline: DiffusionPipeline,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    *,
+    prompt_embeds: Tensor | None = None,
 ) -> Iterator[tuple[Request, Image.Image]]:
     """Sample images in batches of `sampling.batch_size`.
 
     The initial latents of an image are drawn by a CPU generator of its own seed, so they are exactly the same alone,
     in any batch and on any device. The finished image is the same to within 1 of 255 per pixel, because kernels sum in
     another order for another batch size.
+
+    With `prompt_embeds` [1, tokens, d] all are sampled with that embedding in the place of their prompts' own.
 
     Yields:
         Each request with its image, uint8 RGB.
@@ -45,7 +52,8 @@ def sample(
         batch = requests[first : first + sampling.batch_size]
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in batch]
         images = pipeline(
-            prompt=[request.prompt for request in batch],
+            prompt=[request.prompt for request in batch] if prompt_embeds is None else None,
+            prompt_embeds=None if prompt_embeds is None else prompt_embeds.expand(len(batch), -1, -1),
             generator=generators,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,

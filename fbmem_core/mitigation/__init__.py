@@ -13,6 +13,8 @@ _CLASSES = {  # by the name of the method, which is that of its module, in the o
     "random": "Random",
     "nemo": "Nemo",
     "nemo_c": "NemoC",
+    "wanda": "Wanda",
+    "wen": "Wen",
 }
 
 
