@@ -13,16 +13,22 @@ from fbmem_assets import (  # noqa: E402
     generations,
     labels,
     masks,
+    mitigations,
     neighbors,
     neurons,
     prompts,
     report,
+    retriggers,
+    scores,
     seed_agreement,
     similarities,
 )
 from fbmem_assets.resources import AuditStore, store_root  # noqa: E402
 
-STAGES = (prompts, generations, masks, neighbors, similarities, labels, seed_agreement, clusters, neurons, report)
+STAGES = (
+    prompts, generations, masks, neighbors, similarities, labels, seed_agreement, clusters, neurons, mitigations,
+    retriggers, scores, report,
+)  # fmt: skip
 
 assets = dg.load_assets_from_modules(STAGES)
 checks = dg.load_asset_checks_from_modules(STAGES)

@@ -35,7 +35,7 @@ def activation_statistics(context: dg.AssetExecutionContext, store: AuditStore) 
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
     pipeline = store.pipeline(key)
-    prompts = _unmemorized_prompts(store, key)
+    prompts = unmemorized_prompts(store, key)
     statistics = measure(
         pipeline.unet, value_layers(pipeline.unet, audit.neurons.layers), [_encode(audit, pipeline, prompts)]
     )
@@ -66,7 +66,7 @@ def similarity_threshold(context: dg.AssetExecutionContext, store: AuditStore) -
     audit, _ = store.audit(key)
     settings = audit.neurons
     pipeline = store.pipeline(key)
-    prompts = _unmemorized_prompts(store, key)[: settings.num_threshold_prompts]
+    prompts = unmemorized_prompts(store, key)[: settings.num_threshold_prompts]
     conditions = _encode(audit, pipeline, prompts)
     each = (conditions.rows(row) for row in track(context, range(len(prompts)), what="calibrating"))
     found = calibrate_threshold(_first_step(audit, pipeline), each)
@@ -198,7 +198,7 @@ def unmemorized_prompts_have_no_neurons(
 ) -> dg.AssetCheckResult:
     """Of the prompts whose images are all labelled NM, at most one in twenty gets neurons."""
     key = context.partition_key
-    innocent = set(_never_labelled(store, key))
+    innocent = set(innocent_prompts(store, key))
     summaries = store.tables.read("localizations", key)
     found = summaries.filter(pl.col("prompt_id").is_in(innocent) & (pl.col("num_seeds") > 0))["prompt_id"].to_list()
     return dg.AssetCheckResult(
@@ -245,7 +245,7 @@ def read_statistics(store: AuditStore, key: str) -> "ActivationStatistics":
     return ActivationStatistics(columns[0], columns[1], table["num_prompts"][0])
 
 
-def _unmemorized_prompts(store: AuditStore, key: str) -> list[str]:
+def unmemorized_prompts(store: AuditStore, key: str) -> list[str]:
     """Those of the audit's file, else those of the audit itself that bring forth nothing."""
     from fbmem_core.prompts import read_prompts
 
@@ -254,10 +254,11 @@ def _unmemorized_prompts(store: AuditStore, key: str) -> list[str]:
     if file is not None:
         return [prompt.prompt for prompt in read_prompts(file)[0]]
     texts = dict(store.tables.read("prompts", key).select("prompt_id", "prompt").iter_rows())
-    return [texts[prompt_id] for prompt_id in _never_labelled(store, key)]
+    return [texts[prompt_id] for prompt_id in innocent_prompts(store, key)]
 
 
-def _never_labelled(store: AuditStore, key: str) -> list[str]:
+def innocent_prompts(store: AuditStore, key: str) -> list[str]:
+    """The prompts whose images are all labelled NM."""
     labels = summary_labels(store, key)
     innocent = labels.group_by("prompt_id").agg((pl.col("label") == "NM").all()).filter(pl.col("label"))
     return sorted(innocent["prompt_id"])

@@ -25,6 +25,7 @@ Rule = Literal["paper", "release", "regions"]
 Layers = Literal["released", "all"]
 Mode = Literal["paper", "released"]
 Encoder = Literal["pipeline", "open_clip"]
+Metric = Literal["brisque", "clip", "dbcnn", "qalign"]
 Attack = Literal["paraphrase", "adversarial"]
 UNMITIGATED = "none"  # the method of the model as it is
 # by what a pair of images is compared
@@ -175,13 +176,15 @@ class Mitigation(_Section):
 class Mitigations(_Section):
     """What is tried against memorization, on the first `samples_per_prompt` seeds of each prompt (all by default).
 
-    After it, `attacks` try to bring the memory back: `paraphrase` and `adversarial`; see docs/mitigations.md.
+    After it, `attacks` try to bring the memory of `num_attacked` prompts back (all by default), with `attempts` seeds
+    for each neighbouring prompt and each optimised embedding; see docs/mitigations.md.
     """
 
     methods: list[Annotated[Mitigation, BeforeValidator(_as_mitigation)]] = []
     samples_per_prompt: int | None = Field(None, ge=1, le=10_000)
     attacks: list[Attack] = []
     num_attacked: int | None = Field(None, ge=1)
+    attempts: int = Field(2, ge=1, le=1000)
 
     @field_validator("methods")
     @classmethod
@@ -191,6 +194,12 @@ class Mitigations(_Section):
             if titles.count(title) > 1 or title == UNMITIGATED:
                 raise ValueError(f"to have different names (`{title}` is taken; give it a `name`)")
         return methods
+
+
+class Quality(_Section):
+    """By what the images of mitigations are measured; `clip` takes the model and weights of `clusters`."""
+
+    metrics: list[Metric] = ["brisque", "clip"]
 
 
 class Audit(_Section):
@@ -216,6 +225,7 @@ class Audit(_Section):
     clusters: Clusters = Clusters()
     neurons: Neurons = Neurons()
     mitigations: Mitigations = Mitigations()
+    quality: Quality = Quality()
 
     @model_validator(mode="before")
     @classmethod

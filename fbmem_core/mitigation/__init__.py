@@ -13,6 +13,7 @@ _CLASSES = {  # by the name of the method, which is that of its module, in the o
     "random": "Random",
     "nemo": "Nemo",
     "nemo_c": "NemoC",
+    "fade": "Fade",
     "wanda": "Wanda",
     "wen": "Wen",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -83,7 +83,8 @@ class Evidence:
         width: The same.
         seeds: Of the initial latents, for methods that run the U-Net.
         num_steps: Of the DDIM sampling of whose timesteps such a method takes the first.
-        mattes: By prompt_id [n, 1, s, s]: foregrounds of its own images, in [0, 1].
+        mattes: By prompt_id and seed [1, s, s]: foregrounds of its own images, in [0, 1], where they are decided.
+        found: Where a method keeps what a long search found for a prompt, by a name of its choice; it may be on disk.
         guidance_scale: As the images are sampled.
         num_inference_steps: The same.
     """
@@ -99,9 +100,10 @@ class Evidence:
     width: int
     seeds: Sequence[int]
     num_steps: int
-    mattes: Mapping[str, Tensor]
+    mattes: Mapping[str, Mapping[int, Tensor]]
     guidance_scale: float
     num_inference_steps: int
+    found: MutableMapping[str, NeuronSet] = field(default_factory=dict)
 
 
 class Method(ABC):
@@ -159,6 +161,11 @@ class NeuronMethod(Method):
         if not 0 <= factor <= 1:
             raise InputError("`factor` from 0 to 1", factor, where=f"the options of `{self.name}`", cure="Change it.")
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Dotted names of the layers whose neurons it chooses from."""
+        return self.evidence.layers
+
     @abstractmethod
     def neurons(self, prompt_id: str) -> NeuronSet:
         """Those that are switched off for a prompt."""
@@ -179,7 +186,7 @@ class NeuronMethod(Method):
     @property
     def share(self) -> float:
         """The same as a share of all neurons of the layers that were searched."""
-        return self._mean_size / sum(layer_sizes(self.evidence.pipeline.unet, self.evidence.layers).values())
+        return self._mean_size / sum(layer_sizes(self.evidence.pipeline.unet, self.layers).values())
 
     @cached_property
     def _everywhere(self) -> Intervention:

@@ -31,6 +31,20 @@ def bar_plot(values: Mapping[str, float], *, title: str, label: str) -> str:
     return _finish(figure)
 
 
+def stacked_bar_plot(parts: Mapping[str, Mapping[str, float]], *, title: str, label: str) -> str:
+    """A bar per name, made of the parts on top of each other; every part has a value for the same names."""
+    names = list(next(iter(parts.values()), {}))
+    figure, axes = _new(width=max(4.8, 0.5 * len(names) + 2.5), height=3.4)
+    bottom = np.zeros(len(names))
+    for part, values in parts.items():
+        axes.bar(range(len(names)), list(values.values()), bottom=bottom, label=part)
+        bottom += list(values.values())
+    _name_columns(axes, names)
+    axes.set(title=title, ylabel=label)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _finish(figure)
+
+
 def heat_map(values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], title: str, label: str) -> str:
     """A colored cell for each of values [rows, columns]; NaN stays white."""
     size = {"width": max(4.0, 0.45 * len(columns) + 2.5), "height": max(2.4, 0.28 * len(rows) + 1.6)}

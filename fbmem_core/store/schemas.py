@@ -163,6 +163,57 @@ _ALL = (
         {"checkpoint": _TEXT, "cluster": _WHOLE, "layer": _TEXT, "neuron": _WHOLE, "num_prompts": _WHOLE},
     ),
     Table(
+        "mitigations",
+        "One row per mitigation that was tried: what it is, and how much it changes for a prompt on average.",
+        ("checkpoint", "method"),
+        {
+            "checkpoint": _TEXT, "method": _TEXT, "kind": _TEXT, "options": _TEXT, "num_changed": _WHOLE,
+            "share": _REAL,
+        },
+    ),
+    Table(
+        "mitigated_neurons",
+        "One row per mitigation, prompt and neuron that is multiplied by a factor while the prompt is sampled.",
+        ("checkpoint", "method", "prompt_id", "layer", "neuron"),
+        {
+            "checkpoint": _TEXT, "method": _TEXT, "prompt_id": _TEXT, "layer": _TEXT, "neuron": _WHOLE,
+            "factor": _REAL,
+        },
+    ),
+    Table(
+        "mitigation_scores",
+        "One row per mitigation and weighting: how far the severity of memorized prompts' images falls.",
+        ("checkpoint", "method", "weights"),
+        {
+            "checkpoint": _TEXT, "method": _TEXT, "weights": _TEXT, "score": _REAL, "achievable": _REAL,
+            "num_generations": _WHOLE, "num_missing": _WHOLE, "low": _REAL, "high": _REAL,
+        },
+    ),
+    Table(
+        "label_transitions",
+        "One row per mitigation and pair of labels, before and after: the memorized prompts' images that went so.",
+        ("checkpoint", "method", "before", "after"),
+        {"checkpoint": _TEXT, "method": _TEXT, "before": _TEXT, "after": _TEXT, "num_generations": _WHOLE},
+    ),
+    Table(
+        "image_quality",
+        "One row per method, group of prompts (memorized, innocent) and metric.",
+        ("checkpoint", "method", "prompts", "metric"),
+        {
+            "checkpoint": _TEXT, "method": _TEXT, "prompts": _TEXT, "metric": _TEXT, "value": _REAL,
+            "stddev": _REAL, "num_images": _WHOLE, "status": _TEXT,
+        },
+    ),
+    Table(
+        "retriggers",
+        "One row per mitigation, attack and memorized prompt: whether the memory came back.",
+        ("checkpoint", "method", "attack", "prompt_id"),
+        {
+            "checkpoint": _TEXT, "method": _TEXT, "attack": _TEXT, "prompt_id": _TEXT, "label_before": _TEXT,
+            "label_mitigated": _TEXT, "label_attacked": _TEXT, "num_attempts": _WHOLE, "num_returned": _WHOLE,
+        },
+    ),
+    Table(
         "cluster_sensitivity",
         "One row per number of clusters that was tried.",
         ("checkpoint", "count"),

@@ -70,9 +70,9 @@ class Store:
         empty = pl.DataFrame(pl.from_arrow(spec.schema.empty_table()))
         return pl.concat([empty, *(pl.read_parquet(file, hive_partitioning=False) for file in files)]).sort(spec.key)
 
-    def data_version(self, table: str, checkpoint: str) -> str:
+    def data_version(self, table: str, checkpoint: str, *, shard: str = "*") -> str:
         """A hash of a partition's rows: the same rows give the same version, whenever and in how many files written."""
-        frame = self.read(table, checkpoint)
+        frame = self.read(table, checkpoint, shard=shard)
         content = frame.select(column for column in frame.columns if column != "created_at").write_ndjson()
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 

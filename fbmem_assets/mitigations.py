@@ -1,0 +1,249 @@
+"""Stage mitigations: the same prompts and seeds sampled again with the memory switched off, and labelled again."""
+
+import json
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import polars as pl
+
+from fbmem_assets import generations as generations_stage
+from fbmem_assets import labels as labels_stage
+from fbmem_assets import masks as masks_stage
+from fbmem_assets import neighbors as neighbors_stage
+from fbmem_assets import neurons as neurons_stage
+from fbmem_assets import similarities as similarities_stage
+from fbmem_assets.clusters import embeddings
+from fbmem_assets.passes import BASELINE, MITIGATED
+from fbmem_assets.resources import AuditStore
+from fbmem_assets.tables import markdown_table, table_asset
+from fbmem_core.audit import Mitigation
+from fbmem_core.neurons.layers import NeuronSet
+from fbmem_core.store.tables import digest
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from fbmem_core.diffusion.sampling import Request
+    from fbmem_core.mitigation.method import Evidence, Intervention, Method
+
+STAGE = "mitigations"
+_VERSION = 1  # raise it when the same settings begin to give other mitigations
+
+
+@table_asset(
+    table="generations",
+    stage=STAGE,
+    deps=["labels", "prompt_clusters", "neuron_sets"],
+    kinds={"torch"},
+    name="mitigated_generations",
+)
+def mitigated_generations(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per (method, prompt_id, seed): what is sampled with each mitigation of the audit file, seeds as before.
+
+    Memorized prompts are sampled under what the method does for them; innocent ones, whose images are all labelled NM,
+    with the mitigation on for all prompts at once, so that its side effects show.
+    """
+    from fbmem_core.diffusion.sampling import content_key
+
+    key = context.partition_key
+    audit, checkpoint = store.audit(key)
+    trials = {spec.title: Trial(store, key, spec) for spec in audit.mitigations.methods}
+    wanted = [
+        (name, request, content_key(checkpoint.fingerprint, trial.key, request, audit.sampling))
+        for name, trial in trials.items()
+        for request in requests(store, key)
+    ]
+    result = generations_stage.sample_wanted(
+        context, store, MITIGATED, wanted, lambda name, some: trials[name].sample(some)
+    )
+    for trial in trials.values():
+        trial.write_rows()
+    for table in ("mitigations", "mitigated_neurons"):
+        store.tables.keep_shards(table, key, [trial.shard for trial in trials.values()])
+    rows = store.tables.read("mitigations", key).drop("checkpoint").to_dicts()
+    return dg.MaterializeResult(
+        data_version=result.data_version, metadata={**(result.metadata or {}), "mitigations": markdown_table(rows)}
+    )
+
+
+mitigated_generation_masks, every_mitigated_generation_has_a_mask = masks_stage.generation_masks_of(MITIGATED)
+mitigated_neighbors, every_mitigated_generation_has_neighbors = neighbors_stage.neighbors_of(MITIGATED)
+mitigated_similarities, every_mitigated_neighbor_is_scored = similarities_stage.similarities_of(MITIGATED)
+mitigated_labels, every_mitigated_generation_is_labelled = labels_stage.labels_of(MITIGATED)
+mitigated_one_to_many = labels_stage.one_to_many_of(MITIGATED)
+
+
+def requests(store: AuditStore, key: str) -> "list[Request]":
+    """What is sampled under each method: the first seeds of every prompt, memorized ones first."""
+    audit, _ = store.audit(key)
+    num = audit.mitigations.samples_per_prompt
+    innocent = set(neurons_stage.innocent_prompts(store, key))
+    every = generations_stage.requests(audit, store.tables.read("prompts", key))
+    some = [r for r in every if num is None or r.seed < audit.sampling.seed + num]
+    return sorted(some, key=lambda request: request.prompt_id in innocent)
+
+
+class Trial:
+    """One mitigation of an audit. Its method is made when it is first needed: that loads the pipeline."""
+
+    def __init__(self, store: AuditStore, key: str, spec: Mitigation) -> None:
+        self.store, self.partition, self.spec = store, key, spec
+        self.innocent = frozenset(neurons_stage.innocent_prompts(store, key))
+        versions = [
+            store.tables.data_version(table, key, shard=shard)
+            for table, shard in (("neurons", "*"), ("prompt_clusters", "*"), ("labels", BASELINE.shard))
+        ]
+        facts = spec.model_dump(exclude={"name"})
+        self.key = f"{spec.title}:{digest(_VERSION, facts, versions)}"
+        self.shard = self.key.replace(":", "-")
+
+    def sample(self, some: "Sequence[Request]") -> "Iterator[tuple[Request, Image.Image]]":
+        """Sample under the method."""
+        from fbmem_core.mitigation.sampling import sample_mitigated
+
+        audit, _ = self.store.audit(self.partition)
+        return sample_mitigated(self.store.pipeline(self.partition), some, audit.sampling, _Interventions(self))
+
+    def intervention(self, prompt_id: str) -> "Intervention":
+        """What is changed while this prompt is sampled."""
+        ask = self.method.everywhere if prompt_id in self.innocent else self.method.intervention
+        return ask(prompt_id)
+
+    def write_rows(self) -> None:
+        """What the method is and what it switches off, unless that is there."""
+        tables = self.store.tables
+        if (tables.table_dir("mitigations", self.partition) / f"{self.shard}.parquet").is_file():
+            return
+        rows = [
+            {"method": self.spec.title, "prompt_id": prompt_id, "layer": layer, "neuron": neuron, "factor": value}
+            for prompt_id in self.evidence.prompts
+            for layer, factors in self.method.intervention(prompt_id).factors.items()
+            for neuron, value in enumerate(factors.tolist())
+            if value != 1
+        ]
+        tables.write("mitigated_neurons", self.partition, rows, shard=self.shard)
+        row = {
+            "method": self.spec.title, "kind": self.spec.method,
+            "options": json.dumps(self.method.options | {"num_clusters": self.spec.num_clusters}),
+            "num_changed": self.method.num_neurons, "share": self.method.share,
+        }  # fmt: skip
+        tables.write("mitigations", self.partition, [row], shard=self.shard)
+
+    @cached_property
+    def method(self) -> "Method":
+        """The method with all that it may know."""
+        from fbmem_core.mitigation import METHODS
+
+        return METHODS[self.spec.method](self.evidence, **self.spec.options)
+
+    @cached_property
+    def evidence(self) -> "Evidence":
+        """What the audit knows, with this mitigation's own clusters and searches."""
+        known, num = evidence_of(self.store, self.partition), self.spec.num_clusters
+        if num is not None:
+            from fbmem_core.clustering import cluster_prompts
+
+            audit, _ = self.store.audit(self.partition)
+            vectors = embeddings(self.store, self.partition)
+            found = cluster_prompts(vectors, count=num, seed=audit.clusters.seed).cluster.tolist()
+            known = replace(known, clusters=dict(zip(known.prompts, found, strict=True)))
+        searches = self.store.tables.root / "cache" / "mitigations" / self.partition / self.shard
+        return replace(known, found=_Searches(self.store, searches))
+
+
+def evidence_of(store: AuditStore, key: str) -> "Evidence":
+    """What an audit knows when it mitigates."""
+    from fbmem_core.mitigation.method import Evidence
+    from fbmem_core.neurons.layers import value_layers
+
+    audit, _ = store.audit(key)
+    pipeline, sampling, settings = store.pipeline(key), audit.sampling, audit.neurons
+    labels = labels_stage.summary_labels(store, key).filter(pl.col("label").is_in(["VM", "FM", "BM"]))
+    return Evidence(
+        pipeline=pipeline,
+        prompts=dict(store.tables.read("prompts", key).select("prompt_id", "prompt").iter_rows()),
+        memorized=frozenset(labels["prompt_id"]),
+        neurons=neurons_stage.read_neurons(store, key),
+        clusters=dict(store.tables.read("prompt_clusters", key).select("prompt_id", "cluster").iter_rows()),
+        layers=value_layers(pipeline.unet, settings.layers),
+        unmemorized=neurons_stage.unmemorized_prompts(store, key),
+        height=sampling.height,
+        width=sampling.width,
+        seeds=range(sampling.seed, sampling.seed + settings.num_seeds),
+        num_steps=settings.num_steps,
+        mattes=_mattes(store, key),
+        guidance_scale=sampling.guidance_scale,
+        num_inference_steps=sampling.steps,
+    )
+
+
+def _mattes(store: AuditStore, key: str) -> dict[str, dict[int, Any]]:
+    """By prompt_id and seed, of the first seeds whose matte is decided."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    tables, num = store.tables, store.audit(key)[0].agreement.num_seeds
+    masks = tables.read("masks", key, shard=f"generation-{BASELINE.shard}").drop_nulls("path")
+    path_of = dict(masks.select("image_id", "path").iter_rows())
+    found: dict[str, dict[int, Any]] = {}
+    for method, prompt_id, seed in (
+        BASELINE.rows(store, "generations", key).select("method", "prompt_id", "seed").iter_rows()
+    ):
+        path, of_prompt = (
+            path_of.get(masks_stage.generation_image_id(method, prompt_id, seed)),
+            found.setdefault(prompt_id, {}),
+        )
+        if path is not None and len(of_prompt) < num:
+            with Image.open(tables.root / path) as image:
+                of_prompt[seed] = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]
+    return found
+
+
+class _Interventions(Mapping[str, "Intervention"]):
+    """By prompt_id, each made when its images are sampled."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+
+    def __getitem__(self, prompt_id: str) -> "Intervention":
+        return self._trial.intervention(prompt_id)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._trial.evidence.prompts)
+
+    def __len__(self) -> int:
+        return len(self._trial.evidence.prompts)
+
+
+class _Searches(MutableMapping[str, NeuronSet]):
+    """Neurons that were found, kept in a folder of the store: one file for each search."""
+
+    def __init__(self, store: AuditStore, folder: Path) -> None:
+        self._store, self._folder = store, folder
+
+    def __getitem__(self, name: str) -> NeuronSet:
+        try:
+            return NeuronSet.of(json.loads(self._path(name).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise KeyError(name) from None
+
+    def __setitem__(self, name: str, neurons: NeuronSet) -> None:
+        content = json.dumps({layer: sorted(some) for layer, some in neurons.indices.items()})
+        self._store.tables.write_bytes(str(self._path(name).relative_to(self._store.tables.root)), content.encode())
+
+    def __delitem__(self, name: str) -> None:
+        self._path(name).unlink()
+
+    def __iter__(self) -> Iterator[str]:
+        raise TypeError("searches are looked up by name")
+
+    def __len__(self) -> int:
+        return len(list(self._folder.glob("*.json")))
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{digest(name)}.json"
