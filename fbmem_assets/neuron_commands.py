@@ -72,11 +72,7 @@ def deactivate(checkpoint: Path, file: Path, out: Path, names: tuple[str, ...], 
 
 
 def _partition(tables: Store, partition: str | None) -> str:
-    from fbmem_core.store.schemas import TABLES
-    from fbmem_core.store.tables import TABLES_DIR
-
-    folder = tables.root / TABLES_DIR / TABLES["activation_statistics"].name
-    found = sorted(path.name.removeprefix("partition=") for path in folder.glob("partition=*"))
+    found = tables.partitions("activation_statistics")
     if partition is None and len(found) == 1:
         return found[0]
     if partition not in found:

@@ -11,7 +11,7 @@ STAGE = "report"
 
 @dg.asset(
     group_name=STAGE,
-    deps=["labels", "one_to_many", "seed_agreement", "cluster_neuron_sets", "cluster_sensitivity"],
+    deps=["one_to_many", "seed_agreement", "cluster_neuron_sets", "cluster_sensitivity", "memorization_rates"],
     kinds={"duckdb"},
 )
 def warehouse(store: AuditStore) -> dg.MaterializeResult:

@@ -193,6 +193,14 @@ class Mitigations(_Section):
         return methods
 
 
+class Diff(_Section):
+    """When a checkpoint memorizes more than the one before it: a rise of the share of copies by more than `max_rise`
+    that chance gives at most as often as `significance` says."""
+
+    max_rise: float = Field(0.02, ge=0, le=1)
+    significance: float = Field(0.05, gt=0, lt=1)
+
+
 class Audit(_Section):
     """A validated audit. Relative paths were resolved against the folder of the audit file.
 
@@ -216,6 +224,7 @@ class Audit(_Section):
     clusters: Clusters = Clusters()
     neurons: Neurons = Neurons()
     mitigations: Mitigations = Mitigations()
+    diff: Diff = Diff()
 
     @model_validator(mode="before")
     @classmethod

@@ -70,6 +70,11 @@ class Store:
         empty = pl.DataFrame(pl.from_arrow(spec.schema.empty_table()))
         return pl.concat([empty, *(pl.read_parquet(file, hive_partitioning=False) for file in files)]).sort(spec.key)
 
+    def partitions(self, table: str) -> list[str]:
+        """The partitions of which a table holds anything, sorted."""
+        folders = (self.root / TABLES_DIR / table).glob("partition=*")
+        return sorted(folder.name.removeprefix("partition=") for folder in folders)
+
     def data_version(self, table: str, checkpoint: str) -> str:
         """A hash of a partition's rows: the same rows give the same version, whenever and in how many files written."""
         frame = self.read(table, checkpoint)
