@@ -203,7 +203,7 @@ def _matte(path: Path, image: Image.Image, size: int) -> np.ndarray:
     try:
         with Image.open(path) as opened:
             matte = opened.convert("L")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError("a readable mask", f"{type(error).__name__}: {error}", where=path, cure=cure) from None
     if matte.size != image.size:
         got = f"{matte.width}x{matte.height}"

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 # parts that never change a sampled image
 _IRRELEVANT = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
+_LIBRARIES = ("diffusers", "transformers")
 _CONFIG_SUFFIXES = frozenset({".json", ".txt", ".model"})
 _WEIGHT_SUFFIXES = frozenset({".safetensors"})
+_SHARDS_SUFFIX = ".safetensors.index.json"
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".ckpt"})
 _HUB_SECONDS = 20.0
 _COPY_AGAIN = "Copy the checkpoint again, or wait until the copy is complete."
@@ -75,6 +77,7 @@ def pipeline_files(directory: Path, *, allow_pickle: bool = False) -> list[Path]
     if not names or "_class_name" not in components:
         raise InputError("a pipeline's components", "none", where=index, cure="Save the pipeline anew.")
     files = [Path("model_index.json")]
+    _check_classes(index, components, names)
     for name in sorted(names):
         files += _component_files(directory, name, allow_pickle)
     for file in files:
@@ -157,6 +160,17 @@ def choose_device(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def _check_classes(index: Path, components: dict[str, Any], names: list[str]) -> None:
+    """Only folders inside, only classes of the two libraries: others would be code that comes with the checkpoint."""
+    for name in ["_class_name", *names]:
+        value = components[name]
+        known = isinstance(value, str) if name == "_class_name" else value[0] in _LIBRARIES
+        if not (known and re.fullmatch(r"\w+", name)):
+            got = f"`{name}`: {json.dumps(value)}"
+            cure = "Code that comes with a checkpoint is not run: export it as a pipeline of diffusers."
+            raise InputError("components of diffusers and transformers", got, where=index, cure=cure)
+
+
 def _component_files(directory: Path, name: str, allow_pickle: bool) -> list[Path]:
     folder = directory / name
     cure = _COPY_AGAIN
@@ -174,8 +188,20 @@ def _component_files(directory: Path, name: str, allow_pickle: bool) -> list[Pat
             raise InputError(f"safetensors weights of `{name}`", f"`{pickles[0].name}`", where=folder, cure=cure)
         if not (weights or pickles):
             raise InputError(f"weights of `{name}` (*.safetensors)", "none", where=folder, cure=cure)
+        _check_shards(folder, {path.name for path in weights})
         return configs + (weights or pickles)
     return configs
+
+
+def _check_shards(folder: Path, weights: set[str]) -> None:
+    """Every shard that an index names is there, in the folder itself."""
+    for index in sorted(folder.glob(f"*{_SHARDS_SUFFIX}")):
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError("an index with a weight_map", "none", where=index, cure=_COPY_AGAIN) from None
+        if lost := sorted(map(str, named - weights)):
+            raise InputError("every shard of the weights", f"no `{lost[0]}`", where=folder, cure=_COPY_AGAIN)
 
 
 def _check_complete(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import duckdb
@@ -65,5 +66,6 @@ def _select(table: Table, store: Store) -> str:
         typed = ", ".join(f'NULL::{_SQL_TYPES[kind]} AS "{name}"' for name, kind in table.columns.items())
         return f"SELECT {typed} WHERE false"
     names = ", ".join(f'"{name}"' for name in table.columns)
-    pattern = str(folder / "partition=*" / "*.parquet").replace("'", "''")
+    # in DuckDB's patterns a bracket of one character is that character
+    pattern = re.sub(r"([\[*?])", r"[\1]", str(folder)).replace("'", "''") + "/partition=*/*.parquet"
     return f"SELECT {names} FROM read_parquet('{pattern}', hive_partitioning = false)"

@@ -205,6 +205,39 @@ def test_the_stamp_changes_with_every_write_and_touch_and_with_nothing_else(copy
     assert len({before, touched, stamp(copy, files)}) == 3
 
 
+def test_a_checkpoint_whose_weights_are_in_shards_needs_every_one_in_its_folder(copy):
+    unet, index = copy / "unet", copy / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "diffusion_pytorch_model.safetensors"}}))
+    find_checkpoint(str(copy))
+    for shard in ("diffusion_pytorch_model-00002-of-00002.safetensors", "../vae/diffusion_pytorch_model.safetensors"):
+        index.write_text(json.dumps({"weight_map": {"a": "diffusion_pytorch_model.safetensors", "b": shard}}))
+        with pytest.raises(InputError, match=f"every shard of the weights, but got no `{shard}` in {unet}"):
+            find_checkpoint(str(copy))
+    index.write_text("[]")
+    with pytest.raises(InputError, match="an index with a weight_map"):
+        find_checkpoint(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("unet", ["trap", "UNet"]),
+        ("_class_name", ["trap", "Pipeline"]),
+        ("../outside", ["diffusers", "UNet2DConditionModel"]),
+        ("/etc", ["diffusers", "UNet2DConditionModel"]),
+    ],
+)
+def test_code_that_comes_with_a_checkpoint_is_neither_loaded_nor_run(copy, name, value):
+    sprung = copy / "sprung"
+    for folder in (copy, copy / "unet"):
+        (folder / "trap.py").write_text(f"open({str(sprung)!r}, 'w')\nclass UNet: pass\nclass Pipeline: pass\n")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {name: value}))
+    with pytest.raises(InputError, match=r"Expected components of diffusers and transformers.*is not run"):
+        find_checkpoint(str(copy))
+    assert not sprung.exists()
+
+
 COMMITS = ("a" * 40, "b" * 40)
 
 
