@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.labels import unmitigated_labels
+from fbmem_assets.labels import summary_labels
 from fbmem_assets.partitions import checkpoint_partitions, partitions_of
 from fbmem_assets.resources import AuditStore
 from fbmem_assets.tables import markdown_table, table_asset, table_result
@@ -26,7 +26,7 @@ def prompt_labels(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Ma
     from fbmem_core.changes import label_prompts
 
     key, tables = context.partition_key, store.tables
-    found = label_prompts(unmitigated_labels(store, key), tables.read("prompts", key))
+    found = label_prompts(summary_labels(store, key), tables.read("prompts", key))
     tables.write("prompt_labels", key, found.to_dicts())
     table = tables.read("prompt_labels", key)
     return table_result(
@@ -74,7 +74,7 @@ def memorization_rates(context: dg.AssetExecutionContext, store: AuditStore) -> 
     from fbmem_core.changes import measure_rise
 
     key, tables = context.partition_key, store.tables
-    labels, before = unmitigated_labels(store, key), previous_partition(store, key)
+    labels, before = summary_labels(store, key), previous_partition(store, key)
     row: dict[str, Any] = dict.fromkeys(TABLES["memorization_rates"].columns)
     del row["checkpoint"]
     row["share"] = (labels["label"] != "NM").mean()
@@ -133,7 +133,7 @@ def across_checkpoints(store: AuditStore, table: pl.DataFrame) -> pl.DataFrame:
 
 def _images(store: AuditStore, key: str) -> pl.DataFrame:
     prompts = store.tables.read("prompts", key).select("prompt_id", "prompt")
-    return unmitigated_labels(store, key).select("prompt_id", "seed", "label").join(prompts, on="prompt_id")
+    return summary_labels(store, key).select("prompt_id", "seed", "label").join(prompts, on="prompt_id")
 
 
 def _differing(store: AuditStore, *keys: str) -> list[str]:
