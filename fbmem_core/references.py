@@ -69,7 +69,7 @@ def open_rgb(path: Path) -> Image.Image:
     """
     cure = "Replace or remove the file."
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as stream, Image.open(stream) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise InputError("at most 200 million pixels", f"{image.width}x{image.height}", where=path, cure=cure)
             image.load()
