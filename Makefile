@@ -5,8 +5,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STORE ?= data/store
-export FBMEM_STORE := $(abspath $(STORE))
-export FBMEM_DAGSTER := $(FBMEM_STORE)/dagster
+# a URL of an object store stays as it is; Dagster's own database is then kept here
+export FBMEM_STORE := $(if $(findstring ://,$(STORE)),$(STORE),$(abspath $(STORE)))
+export FBMEM_DAGSTER := $(abspath $(if $(findstring ://,$(STORE)),data/store,$(STORE)))/dagster
 export DAGSTER_HOME := $(CURDIR)
 export HF_HUB_DISABLE_TELEMETRY := 1
 

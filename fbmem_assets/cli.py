@@ -53,7 +53,7 @@ def main() -> None:
 @_file_argument
 @store_option
 @click.option("--until", metavar="STAGE", help="Stop after this stage.")
-def audit(file: Path, store: Path, until: str | None) -> None:
+def audit(file: Path, store: str, until: str | None) -> None:
     """Audit the checkpoint of FILE (the shipped canary by default) and print its label table.
 
     What is finished is kept: a second run goes on where the first was stopped.
@@ -64,11 +64,12 @@ def audit(file: Path, store: Path, until: str | None) -> None:
     from fbmem_assets.definitions import STAGES, assets, checks
     from fbmem_assets.partitions import register_audit
     from fbmem_assets.resources import AuditStore
+    from fbmem_core.store.tables import Store
 
     stages = [module.STAGE for module in STAGES]
     if until is not None and until not in stages:
         raise click.BadParameter(f"expected one of {', '.join(stages)}, but got `{until}`", param_hint="--until")
-    resource = AuditStore(root=str(store.resolve()))
+    resource = AuditStore(root=str(Store(store).root))
     key = register_audit(file, resource.tables, instance)
     click.echo(f"auditing {key}", err=True)
     chosen = stages if until is None else stages[: stages.index(until) + 1]
@@ -90,7 +91,7 @@ def audit(file: Path, store: Path, until: str | None) -> None:
 @main.command()
 @_file_argument
 @store_option
-def register(file: Path, store: Path) -> None:
+def register(file: Path, store: str) -> None:
     """Make the checkpoint of FILE a partition that the Dagster UI can audit, and print its key."""
     instance = _instance(store)
     from fbmem_assets.partitions import register_audit
@@ -160,7 +161,7 @@ def score(out: Path, **options: Any) -> None:
 @main.command()
 @click.argument("query")
 @store_option
-def sql(query: str, store: Path) -> None:
+def sql(query: str, store: str) -> None:
     """Run QUERY over the tables of a store and print the rows."""
     from fbmem_core.store.tables import Store
     from fbmem_core.store.warehouse import query as run_query
@@ -203,9 +204,12 @@ main.add_command(neurons)
 main.add_command(deactivate)
 
 
-def _instance(store: Path) -> dg.DagsterInstance:
-    """The Dagster instance: DAGSTER_HOME, else the project in the current folder, else a small one inside the store."""
-    storage = (store / "dagster").resolve()
+def _instance(store: str) -> dg.DagsterInstance:
+    """The Dagster instance: DAGSTER_HOME, else the project in the current folder, else a small one inside the store
+    (of an object store, in the local folder that belongs to it)."""
+    from fbmem_core.store.tables import Store
+
+    storage = Store(store).local / "dagster"
     storage.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault(_INSTANCE_VARIABLE, str(storage))
     if "DAGSTER_HOME" not in os.environ:

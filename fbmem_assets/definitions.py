@@ -9,6 +9,7 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 from fbmem_assets import (  # noqa: E402
+    audit_diff,
     clusters,
     generations,
     labels,
@@ -24,16 +25,17 @@ from fbmem_assets import (  # noqa: E402
     similarities,
 )
 from fbmem_assets.resources import AuditStore, store_root  # noqa: E402
+from fbmem_assets.sensors import JOB, changed_checkpoints, reaudit  # noqa: E402
 
 STAGES = (
     prompts, generations, masks, neighbors, similarities, labels, seed_agreement, clusters, neurons, mitigations,
-    retriggers, scores, report,
+    retriggers, scores, audit_diff, report,
 )  # fmt: skip
 
 assets = dg.load_assets_from_modules(STAGES)
 checks = dg.load_asset_checks_from_modules(STAGES)
 audit_job = dg.define_asset_job(
-    "audit",
+    JOB,
     selection=dg.AssetSelection.all(),
     description="The whole audit of one checkpoint, in one process, so that models are loaded once.",
     config={"execution": {"config": {"in_process": {}}}},
@@ -43,5 +45,7 @@ defs = dg.Definitions(
     assets=assets,
     asset_checks=checks,
     jobs=[audit_job],
+    sensors=[changed_checkpoints],
+    schedules=[reaudit],
     resources={"store": AuditStore(root=store_root())},
 )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--by", type=click.Choice(["prompt", "cluster"]), default="prompt", show_default=True)
 @click.option("--stage", type=click.Choice(["refined", "initial"]), default="refined", show_default=True)
 @store_option
-def neurons(file: Path, partition: str | None, by: str, stage: str, store: Path) -> None:
+def neurons(file: Path, partition: str | None, by: str, stage: str, store: str) -> None:
     """Write the neuron sets that an audit found to FILE: .parquet, .safetensors, or .csv as NeMo's code reads it."""
     from fbmem_core.neurons.files import write_neuron_sets
     from fbmem_core.store.tables import Store
@@ -72,11 +72,7 @@ def deactivate(checkpoint: Path, file: Path, out: Path, names: tuple[str, ...], 
 
 
 def _partition(tables: Store, partition: str | None) -> str:
-    from fbmem_core.store.schemas import TABLES
-    from fbmem_core.store.tables import TABLES_DIR
-
-    folder = tables.root / TABLES_DIR / TABLES["activation_statistics"].name
-    found = sorted(path.name.removeprefix("partition=") for path in folder.glob("partition=*"))
+    found = tables.partitions("activation_statistics")
     if partition is None and len(found) == 1:
         return found[0]
     if partition not in found:

@@ -97,7 +97,8 @@ def neuron_sets(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mate
     [threshold] = tables.read("similarity_thresholds", key)["threshold"]
     shards = {shard: (prompt_id, text) for shard, prompt_id, text in _shards(store, key, prompts)}
     # localizations is written last, so what stands there is complete
-    done = {path.stem for path in tables.table_dir("localizations", key).glob("*.parquet")}
+    done = tables.shards("localizations", key, report=context.log.warning)
+    done &= tables.shards("neurons", key, report=context.log.warning)
     missing = [shard for shard in shards if shard not in done]
     if missing:
         pipeline = store.pipeline(key)

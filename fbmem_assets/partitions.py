@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 
 from fbmem_core.audit import Audit, dump_audit, load_audit
 from fbmem_core.diffusion.checkpoint import Checkpoint, find_checkpoint
@@ -20,16 +21,25 @@ _KEY = re.compile(r"[a-z0-9][a-z0-9._-]*-[0-9a-f]{12}")
 
 
 def register_audit(file: Path, store: Store, instance: dg.DagsterInstance) -> str:
-    """Validate an audit file, fingerprint its checkpoint, keep both in the store and add the partition.
-
-    What was registered is what runs: later edits of the file count when it is registered again.
+    """Validate an audit file, fingerprint its checkpoint, record both and add the partition.
 
     Returns:
         The partition key.
     """
     audit = load_audit(file)
     checkpoint = find_checkpoint(audit.checkpoint, revision=audit.revision, allow_pickle=audit.allow_pickle)
-    key = f"{audit.name}-{checkpoint.fingerprint[:12]}"
+    key = record_audit(audit, checkpoint, store)
+    instance.add_dynamic_partitions("checkpoint", [key])
+    return key
+
+
+def record_audit(audit: Audit, checkpoint: Checkpoint, store: Store) -> str:
+    """Keep an audit and its checkpoint in the store. What was recorded is what runs: later edits of the file do not.
+
+    Returns:
+        The partition key.
+    """
+    key = partition_key(audit, checkpoint)
     kept = {"audit": json.loads(dump_audit(audit)), "checkpoint": asdict(checkpoint)}
     store.write_bytes(_record(key), json.dumps(kept, indent=1, default=str).encode())
     known = store.read("checkpoints", key)
@@ -42,8 +52,18 @@ def register_audit(file: Path, store: Store, instance: dg.DagsterInstance) -> st
         "created_at": known["created_at"][0] if len(known) else datetime.now(UTC),
     }
     store.write("checkpoints", key, [row])
-    instance.add_dynamic_partitions("checkpoint", [key])
     return key
+
+
+def partition_key(audit: Audit, checkpoint: Checkpoint) -> str:
+    """`<audit>-<first 12 hex of the fingerprint>`."""
+    return f"{audit.name}-{checkpoint.fingerprint[:12]}"
+
+
+def partitions_of(store: Store, audit: str) -> list[str]:
+    """The partitions of the audit of this name, in the order in which they were first registered."""
+    rows = pl.concat(store.read("checkpoints", key) for key in ["", *store.partitions("checkpoints")])
+    return rows.filter(pl.col("audit") == audit).sort("created_at", "checkpoint")["checkpoint"].to_list()
 
 
 def registered_audit(store: Store, key: str) -> tuple[Audit, Checkpoint]:

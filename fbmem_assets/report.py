@@ -11,25 +11,19 @@ STAGE = "report"
 
 @dg.asset(
     group_name=STAGE,
-    deps=["labels", "one_to_many", "seed_agreement", "cluster_neuron_sets", "cluster_sensitivity"],
+    deps=["one_to_many", "seed_agreement", "cluster_neuron_sets", "cluster_sensitivity", "memorization_rates"],
     kinds={"duckdb"},
 )
 def warehouse(store: AuditStore) -> dg.MaterializeResult:
     """One view per table, over every audited checkpoint: `fbmem.duckdb` beside the Parquet files."""
-    import duckdb
-
-    from fbmem_core.store.warehouse import build_warehouse
+    from fbmem_core.store.warehouse import build_warehouse, query
 
     path = build_warehouse(store.tables)
-    with duckdb.connect(path, read_only=True) as connection:
-        counts = [
-            {
-                "table": name,
-                "rows": connection.sql(f'SELECT count(*) FROM "{name}"').fetchall()[0][0],
-                "grain": table.grain,
-            }
-            for name, table in TABLES.items()
-        ]
+    counts = query(
+        store.tables, " UNION ALL ".join(f"SELECT '{t}' AS name, count(*) AS n FROM \"{t}\"" for t in TABLES)
+    )
+    num = dict(counts.iter_rows()) if counts is not None else {}
+    rows = [{"table": name, "rows": num.get(name), "grain": table.grain} for name, table in TABLES.items()]
     return dg.MaterializeResult(
-        metadata={"dagster/uri": dg.MetadataValue.path(str(path)), "tables": markdown_table(counts)}
+        metadata={"dagster/uri": dg.MetadataValue.path(str(path)), "tables": markdown_table(rows)}
     )

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sized
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -27,11 +26,11 @@ STORE_VARIABLE = "FBMEM_STORE"
 DEFAULT_STORE = "data/store"
 store_option = click.option(
     "--store",
-    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
     envvar=STORE_VARIABLE,
     default=DEFAULT_STORE,
     show_default=True,
-    help="Folder of everything that is produced.",
+    help="Folder or URL (s3://bucket/path) of everything that is produced.",
 )
 _LOG_EVERY_SECONDS = 30.0
 T = TypeVar("T")
@@ -45,7 +44,7 @@ class AuditStore(dg.ConfigurableResource):
     @property
     def tables(self) -> Store:
         """The tables and images."""
-        return Store(Path(self.root))
+        return Store(self.root)
 
     def audit(self, key: str) -> tuple[Audit, Checkpoint]:
         """The audit and checkpoint of a partition."""
@@ -58,8 +57,8 @@ class AuditStore(dg.ConfigurableResource):
 
 
 def store_root() -> str:
-    """The folder named by FBMEM_STORE, else data/store below the current folder."""
-    return str(Path(os.environ.get(STORE_VARIABLE, DEFAULT_STORE)).resolve())
+    """The folder or URL that FBMEM_STORE names, else data/store below the current folder."""
+    return str(Store(os.environ.get(STORE_VARIABLE, DEFAULT_STORE)).root)
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from fbmem_assets.passes import BASELINE
 from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.labels import SEVERITY
+from fbmem_core.store.images import open_image
 from fbmem_core.store.tables import digest
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.M
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
     shards = _shards(store, key)
-    missing = {name: rows for name, rows in shards.items() if not _file(store, key, name).is_file()}
+    whole = tables.shards("seed_agreement", key, report=context.log.warning)
+    missing = {name: rows for name, rows in shards.items() if name not in whole}
     tables.keep_shards("seed_agreement", key, shards)  # first, so that a stopped run leaves no prompt twice
     tiles: list[tuple[str, Any]] = []
     for name, rows in track(context, missing.items(), what="comparing seeds", total=len(missing)):
@@ -111,14 +113,9 @@ def _shards(store: AuditStore, key: str) -> dict[str, pl.DataFrame]:
     return shards
 
 
-def _file(store: AuditStore, key: str, shard: str) -> Any:
-    return store.tables.table_dir("seed_agreement", key) / f"{shard}.parquet"
-
-
 def _agreement(store: AuditStore, key: str, rows: pl.DataFrame) -> Any:
     import numpy as np
     import torch
-    from PIL import Image
 
     from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
     from fbmem_core.diffusion.seed_agreement import predict_clean_latents, seed_agreement
@@ -138,8 +135,7 @@ def _agreement(store: AuditStore, key: str, rows: pl.DataFrame) -> Any:
     )[-1]
     mattes = []
     for path in rows["matte"]:
-        with Image.open(store.tables.root / path) as matte:
-            mattes.append(np.asarray(matte.convert("L"), dtype=np.float32) / 255)
+        mattes.append(np.asarray(open_image(store.tables, path).convert("L"), dtype=np.float32) / 255)
     alphas = torch.from_numpy(np.stack(mattes))[:, None].to(latents.device)
     return seed_agreement(latents, alphas), len(rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from reprlib import Repr
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -40,6 +41,10 @@ NUM_CLUSTERS = 12
 FLOOR_BELOW_TAU = 0.2  # how far below tau every reference is found
 # the smallest side at which five scales of an 11 px window fit: (11 - 1) * 2**4 + 1
 MIN_SIMILARITY_SIZE = 161
+
+
+_SHORT = Repr()  # YAML's aliases can make a list whose text fills the memory
+_SHORT.maxlevel = 2
 
 
 def _as_list(value: Any) -> Any:
@@ -202,6 +207,14 @@ class Quality(_Section):
     metrics: list[Metric] = ["brisque", "clip"]
 
 
+class Diff(_Section):
+    """When a checkpoint memorizes more than the one before it: a rise of the share of copies by more than `max_rise`
+    that chance gives at most as often as `significance` says."""
+
+    max_rise: float = Field(0.02, ge=0, le=1)
+    significance: float = Field(0.05, gt=0, lt=1)
+
+
 class Audit(_Section):
     """A validated audit. Relative paths were resolved against the folder of the audit file.
 
@@ -226,6 +239,7 @@ class Audit(_Section):
     neurons: Neurons = Neurons()
     mitigations: Mitigations = Mitigations()
     quality: Quality = Quality()
+    diff: Diff = Diff()
 
     @model_validator(mode="before")
     @classmethod
@@ -250,7 +264,7 @@ def load_audit(path: Path) -> Audit:
         raise InputError("an audit file", "no such file", where=path, cure="Give the path of a YAML audit file.")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no date, too long a number
         reason = str(error).replace("\n", " ")
         raise InputError("a YAML mapping", f"text that is no YAML ({reason})", where=path, cure="Mend it.") from None
     if not isinstance(data, dict):
@@ -283,11 +297,11 @@ def _resolve_paths(audit: Audit, file: Path) -> Audit:
         if value is None:
             continue
         changes[key] = folder / value
-        if not changes[key].exists():
+        if not _exists(changes[key]):
             raise InputError(f"{key} to be an existing path", f"`{value}`", where=file, cure=_relative_cure(key))
     if _is_path(audit.checkpoint, folder):
         directory = folder / Path(audit.checkpoint).expanduser()
-        if not directory.is_dir():
+        if not (_exists(directory) and directory.is_dir()):
             cure = _relative_cure("checkpoint") + " A Hugging Face id has the form owner/name."
             raise InputError("checkpoint to be a diffusers directory", f"`{audit.checkpoint}`", where=file, cure=cure)
         changes["checkpoint"] = str(directory.resolve())
@@ -302,21 +316,28 @@ def _resolve_sections(audit: Audit, file: Path) -> dict[str, Any]:
     if prompts is not None:
         sections["neurons"] = {"unmemorized_prompts": _existing("neurons.unmemorized_prompts", prompts, file)}
     weights = file.parent.resolve() / audit.clusters.weights
-    if weights.is_file():  # else it is a tag
+    if _exists(weights) and weights.is_file():  # else it is a tag
         sections["clusters"] = {"weights": str(weights)}
     return {name: getattr(audit, name).model_copy(update=values) for name, values in sections.items()}
 
 
 def _existing(key: str, value: Path | str, file: Path) -> Path:
     path = file.parent.resolve() / value
-    if not path.is_file():
+    if not (_exists(path) and path.is_file()):
         raise InputError(f"{key} to be an existing file", f"`{value}`", where=file, cure=_relative_cure(key))
     return path.resolve()
 
 
 def _is_path(checkpoint: str, folder: Path) -> bool:
     looks_like_path = checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1
-    return looks_like_path or (folder / checkpoint).exists()
+    return looks_like_path or _exists(folder / checkpoint)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _relative_cure(key: str) -> str:
@@ -332,7 +353,7 @@ def _one_line(error: ValidationError, path: Path | str) -> InputError:
     if first["type"] == "missing":
         return InputError(f"the key `{key}`", "none", where=path, cure=f"Add `{key}:`.")
     what = first["msg"].removeprefix("Input ").removeprefix("Value error, ").replace("should ", "to ", 1)
-    got = f"`{first['input']}`"
+    got = f"`{_SHORT.repr(first['input']) if isinstance(first['input'], (list, dict)) else first['input']}`"
     return InputError(f"{key} {what}", got, where=path, cure=f"Change `{key}`.")
 
 

@@ -201,9 +201,9 @@ def _new_array(folder: Path | None, name: str, shape: tuple[int, ...], dtype: ty
 def _matte(path: Path, image: Image.Image, size: int) -> np.ndarray:
     cure = "Make it as large as its image."
     try:
-        with Image.open(path) as opened:
+        with path.open("rb") as stream, Image.open(stream) as opened:
             matte = opened.convert("L")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError("a readable mask", f"{type(error).__name__}: {error}", where=path, cure=cure) from None
     if matte.size != image.size:
         got = f"{matte.width}x{matte.height}"

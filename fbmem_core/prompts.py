@@ -7,7 +7,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fbmem_core.errors import InputError
 
@@ -82,13 +83,13 @@ def _read_rows(path: Path) -> tuple[list[dict[str, object]], list[Rejection]]:
         elif suffix in (".jsonl", ".json"):
             rows = _json_lines(path, rejected)
         elif suffix == ".parquet":
-            rows = pl.read_parquet(path).to_dicts()
+            rows = pq.ParquetFile(path).read().to_pylist()
         elif suffix == ".txt":
             rows = [{"prompt": line} for line in _lines(path)]
         else:
             cure = "Convert it to csv, jsonl, parquet or txt."
             raise InputError("a csv, tsv, jsonl, parquet or txt file", f"`{suffix}`", where=path, cure=cure)
-    except (csv.Error, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
+    except (csv.Error, OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"readable {suffix} text", f"{error}", where=path, cure="Save it anew as UTF-8.") from None
     columns = list(dict.fromkeys(str(name) for row in rows for name in row))
     if rows and not any(name.lower() in _COLUMNS["prompt"] for name in columns):
@@ -116,7 +117,7 @@ def _json_lines(path: Path, rejected: list[Rejection]) -> list[dict[str, object]
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also too long a number, too deep a list
             rejected.append(Rejection(f"line {number}", f"no JSON: {error}"))
             continue
         if isinstance(row, dict):

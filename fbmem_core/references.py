@@ -69,7 +69,7 @@ def open_rgb(path: Path) -> Image.Image:
     """
     cure = "Replace or remove the file."
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as stream, Image.open(stream) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise InputError("at most 200 million pixels", f"{image.width}x{image.height}", where=path, cure=cure)
             image.load()
@@ -145,17 +145,24 @@ def _manifest_entries(manifest: Path) -> list[ReferenceImage]:
 
 
 def _look_at(folder: Path, reference: ReferenceImage) -> ReferenceImage:
-    path = (folder / reference.path).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        return replace(reference, status="unreadable", reason="its path leads out of the folder")
-    if not path.is_file():
-        return replace(reference, status="missing", reason="no such file")
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    path = folder / reference.path
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            return replace(reference, status="unreadable", reason="its path leads out of the folder")
+        if not path.is_file():
+            return replace(reference, status="missing", reason="no such file")
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, ValueError) as error:  # a name that no file can have, a file that must not be read
+        return replace(reference, status="unreadable", reason=f"{getattr(error, 'strerror', None) or error}")
+    return _decode(path, replace(reference, sha256=sha256))
+
+
+def _decode(path: Path, reference: ReferenceImage) -> ReferenceImage:
     try:
         image = open_rgb(path)
     except InputError as error:
-        return replace(reference, status="unreadable", sha256=sha256, reason=str(error))
-    found = replace(reference, sha256=sha256, width=image.width, height=image.height)
+        return replace(reference, status="unreadable", reason=str(error))
+    found = replace(reference, width=image.width, height=image.height)
     if min(image.size) < MIN_SIDE:
         return replace(found, status="placeholder", reason=f"only {image.width}x{image.height} px")
     if len(image.getcolors(2) or ()) == 1:

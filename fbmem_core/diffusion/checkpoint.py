@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +17,21 @@ if TYPE_CHECKING:
 
 # parts that never change a sampled image
 _IRRELEVANT = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
+_LIBRARIES = ("diffusers", "transformers")
 _CONFIG_SUFFIXES = frozenset({".json", ".txt", ".model"})
 _WEIGHT_SUFFIXES = frozenset({".safetensors"})
+_SHARDS_SUFFIX = ".safetensors.index.json"
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".ckpt"})
+_HUB_SECONDS = 20.0
+_COPY_AGAIN = "Copy the checkpoint again, or wait until the copy is complete."
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A diffusers pipeline on disk. `fingerprint` (64 hex digits) names all the bytes that determine its images."""
+    """A diffusers pipeline on disk. `fingerprint` (64 hex digits) names all the bytes that determine its images.
+
+    `revision` is the commit of one that came from the hub.
+    """
 
     source: str
     directory: Path
@@ -35,12 +44,13 @@ def find_checkpoint(source: str, *, revision: str | None = None, allow_pickle: b
     """Find a diffusers directory, or fetch a Hugging Face id, and fingerprint it.
 
     Raises:
-        InputError: The directory is no complete pipeline; the message names the first file that is missing.
+        InputError: The directory is no complete pipeline; the message names the first file that is missing or broken.
         WeightsNotFoundError: The hub has no such checkpoint, or cannot be reached and holds no copy here.
     """
     directory = Path(source)
     if not directory.is_dir():
         directory = _fetch(source, revision, allow_pickle)
+        revision = directory.name  # the hub's cache names a snapshot by its commit
     files = pipeline_files(directory, allow_pickle=allow_pickle)
     index = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))
     return Checkpoint(source, directory, fingerprint(directory, files), index["_class_name"], revision)
@@ -50,7 +60,8 @@ def pipeline_files(directory: Path, *, allow_pickle: bool = False) -> list[Path]
     """The files of a pipeline that determine its images, relative to `directory`, sorted.
 
     Raises:
-        InputError: model_index.json or a component's folder, config or weights are missing, or weights are pickles.
+        InputError: model_index.json or a component's folder, config or weights are missing or not there to their end,
+            or weights are pickles.
     """
     index = directory / "model_index.json"
     try:
@@ -66,9 +77,45 @@ def pipeline_files(directory: Path, *, allow_pickle: bool = False) -> list[Path]
     if not names or "_class_name" not in components:
         raise InputError("a pipeline's components", "none", where=index, cure="Save the pipeline anew.")
     files = [Path("model_index.json")]
+    _check_classes(index, components, names)
     for name in sorted(names):
         files += _component_files(directory, name, allow_pickle)
+    for file in files:
+        _check_complete(directory / file)
     return files
+
+
+def stamp(directory: Path, files: list[Path]) -> str:
+    """Names, sizes and times of `files` as 16 hex digits: cheap, and other ones whenever a file was written."""
+    facts = [(file.as_posix(), (status := (directory / file).stat()).st_size, status.st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps([str(directory), facts]).encode()).hexdigest()[:16]
+
+
+def hub_revision(
+    source: str, *, revision: str | None = None, lookup: Callable[[str, str | None], str] | None = None
+) -> str:
+    """The commit (40 hex digits) to which a Hugging Face id points now, or its branch or tag `revision`.
+
+    Args:
+        source: `owner/name`.
+        revision: A branch, a tag or a commit; a commit is not asked for.
+        lookup: Asks for the commit of a source and revision; the Hugging Face hub unless another one is given.
+
+    Raises:
+        WeightsNotFoundError: The hub does not know it, or cannot be reached.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # the HTTP library's own errors among them: which library it is changed between versions of the hub's client
+    unreachable: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, HFValidationError, OSError)
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    try:
+        return (lookup or _ask_hub)(source, revision)
+    except unreachable as error:
+        cure = f"Check the id and the network. ({type(error).__name__})"
+        what = f"the revision `{revision or 'main'}` of `{source}`"
+        raise WeightsNotFoundError(what, looked="the Hugging Face hub", cure=cure) from None
 
 
 def fingerprint(directory: Path, files: list[Path]) -> str:
@@ -113,9 +160,20 @@ def choose_device(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def _check_classes(index: Path, components: dict[str, Any], names: list[str]) -> None:
+    """Only folders inside, only classes of the two libraries: others would be code that comes with the checkpoint."""
+    for name in ["_class_name", *names]:
+        value = components[name]
+        known = isinstance(value, str) if name == "_class_name" else value[0] in _LIBRARIES
+        if not (known and re.fullmatch(r"\w+", name)):
+            got = f"`{name}`: {json.dumps(value)}"
+            cure = "Code that comes with a checkpoint is not run: export it as a pipeline of diffusers."
+            raise InputError("components of diffusers and transformers", got, where=index, cure=cure)
+
+
 def _component_files(directory: Path, name: str, allow_pickle: bool) -> list[Path]:
     folder = directory / name
-    cure = "Copy the checkpoint again, or wait until the copy is complete."
+    cure = _COPY_AGAIN
     if not folder.is_dir():
         raise InputError(f"the component `{name}`", "no such folder", where=directory, cure=cure)
     found = [path.relative_to(directory) for path in sorted(folder.iterdir()) if path.is_file()]
@@ -130,8 +188,57 @@ def _component_files(directory: Path, name: str, allow_pickle: bool) -> list[Pat
             raise InputError(f"safetensors weights of `{name}`", f"`{pickles[0].name}`", where=folder, cure=cure)
         if not (weights or pickles):
             raise InputError(f"weights of `{name}` (*.safetensors)", "none", where=folder, cure=cure)
+        _check_shards(folder, {path.name for path in weights})
         return configs + (weights or pickles)
     return configs
+
+
+def _check_shards(folder: Path, weights: set[str]) -> None:
+    """Every shard that an index names is there, in the folder itself."""
+    for index in sorted(folder.glob(f"*{_SHARDS_SUFFIX}")):
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError("an index with a weight_map", "none", where=index, cure=_COPY_AGAIN) from None
+        if lost := sorted(map(str, named - weights)):
+            raise InputError("every shard of the weights", f"no `{lost[0]}`", where=folder, cure=_COPY_AGAIN)
+
+
+def _check_complete(path: Path) -> None:
+    """A file that is still being copied is JSON that breaks off, or shorter than its own header says."""
+    if path.suffix == ".json":
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError("whole JSON", f"{error}", where=path, cure=_COPY_AGAIN) from None
+    elif path.suffix in _WEIGHT_SUFFIXES:
+        size, expected = path.stat().st_size, _safetensors_size(path)
+        if size != expected:
+            got = f"{size} of {expected}" if expected else f"{size} and no header"
+            raise InputError("all bytes of the weights", got, where=path, cure=_COPY_AGAIN)
+
+
+def _safetensors_size(path: Path) -> int | None:
+    """How many bytes the file's header promises; None without a whole header.
+
+    https://huggingface.co/docs/safetensors: 8 bytes of length, a JSON header with `data_offsets`, the data.
+    """
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > path.stat().st_size:
+            return None
+        header = stream.read(length)
+    try:
+        tensors = [value for name, value in json.loads(header).items() if name != "__metadata__"]
+        return 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+    except (ValueError, AttributeError, TypeError, KeyError, IndexError):
+        return None
+
+
+def _ask_hub(source: str, revision: str | None) -> str:
+    from huggingface_hub import HfApi
+
+    return str(HfApi().model_info(source, revision=revision, timeout=_HUB_SECONDS).sha)
 
 
 def _fetch(source: str, revision: str | None, allow_pickle: bool) -> Path:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from fbmem_core.errors import InputError
 from fbmem_core.store.tables import Store
 
 
@@ -28,6 +29,35 @@ def save_png(store: Store, relative: str, image: Image.Image, *, notes: Mapping[
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=info)
     store.write_bytes(relative, buffer.getvalue())
+
+
+def has_image(store: Store, relative: str, *, report: Callable[[str], None] = lambda message: None) -> bool:
+    """Whether an image is there, whole. `report` is told the name of one that is broken; saving it replaces it."""
+    try:
+        with Image.open(io.BytesIO((store.root / relative).read_bytes())) as image:
+            image.verify()  # reads every chunk with its checksum, to the end
+    except FileNotFoundError:
+        return False
+    except (OSError, SyntaxError, ValueError) as error:
+        report(f"{store.root / relative} is broken and is made again: {error}")
+        return False
+    return True
+
+
+def open_image(store: Store, relative: str) -> Image.Image:
+    """An image of the store, decoded; `info` holds its notes.
+
+    Raises:
+        InputError: It is not there, or broken.
+    """
+    path = store.root / relative
+    try:
+        image = Image.open(io.BytesIO(path.read_bytes()))
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        cure = "Run the audit again: it is made again."
+        raise InputError("a readable image", f"{type(error).__name__}: {error}", where=path, cure=cure) from None
+    return image
 
 
 def file_sha256(path: Path) -> str:

@@ -232,6 +232,33 @@ _ALL = (
         },
     ),
     Table(
+        "prompt_labels",
+        "One row per prompt: its most frequent label by the audit's first region and rule, and how many are copies.",
+        ("checkpoint", "prompt_id"),
+        {
+            "checkpoint": _TEXT, "prompt_id": _TEXT, "prompt": _TEXT, "label": _TEXT, "num_generations": _WHOLE,
+            "num_memorized": _WHOLE,
+        },
+    ),
+    Table(
+        "audit_diff",
+        "One row per prompt of a checkpoint or of the one before it of the same audit: what became of its label.",
+        ("checkpoint", "change", "prompt_id"),
+        {
+            "checkpoint": _TEXT, "previous": _TEXT, "prompt_id": _TEXT, "prompt": _TEXT, "change": _TEXT,
+            "label_before": _TEXT, "label_after": _TEXT,
+        },
+    ),
+    Table(
+        "memorization_rates",
+        "One row per checkpoint: the share of its images that are copies, and the rise since the one before.",
+        ("checkpoint",),
+        {
+            "checkpoint": _TEXT, "share": _REAL, "previous": _TEXT, "num_prompts": _WHOLE, "num_images": _WHOLE,
+            "share_before": _REAL, "share_after": _REAL, "p_value": _REAL, "differing_settings": _TEXTS,
+        },
+    ),
+    Table(
         "rejected",
         "One row per item that a stage left out.",
         ("checkpoint", "stage", "item"),

@@ -1,12 +1,15 @@
-"""Tables as Parquet: one file per (table, partition, shard), written under a temporary name and renamed."""
+"""Tables as Parquet: one file per (table, partition, shard), there complete or not at all.
+
+The store is a folder or the URL of an object store. A file of a folder is written under a temporary name and renamed;
+an object is there when its upload is.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from fbmem_core.errors import InputError
 from fbmem_core.store.schemas import TABLES
 
 TABLES_DIR = "tables"
+_BROKEN = (pa.ArrowException, OSError, ValueError)
 
 
 def digest(*parts: Any) -> str:
@@ -26,10 +30,23 @@ def digest(*parts: Any) -> str:
 
 
 class Store:
-    """A folder that holds everything an audit produces: `tables/`, `images/`, `audits/` and `fbmem.duckdb`."""
+    """Everything that an audit produces: `tables/`, `images/`, `audits/` and `fbmem.duckdb`.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
+    Attributes:
+        root: Where it lies: a folder, or the path of an object store with the same methods (universal_pathlib).
+        local: A folder of this machine for what no object store can hold: memory-mapped planes (`cache/`), locks and
+            Dagster's own database. The root itself, unless that is a URL.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        """`root` is a folder, or a URL such as `s3://bucket/audits`.
+
+        Raises:
+            InputError: fsspec knows no such kind of URL, or lacks the package for it.
+        """
+        self.is_remote = "://" in str(root)
+        self.root: Path = _remote_root(str(root)) if self.is_remote else Path(root).resolve()
+        self.local = Path.home() / ".cache" / "fbmem" / digest(str(root)) if self.is_remote else self.root
 
     def write(self, table: str, checkpoint: str, rows: Iterable[Mapping[str, Any]], *, shard: str = "all") -> int:
         """Replace one shard of a table's partition. Rows lack the column `checkpoint`, which is filled in.
@@ -52,23 +69,54 @@ class Store:
             raise InputError(f"unique keys in `{table}`", f"{again} twice", cure="Write each row once.")
         content = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(filled, schema=spec.schema), content)
-        path = self.table_dir(table, checkpoint) / f"{shard}.parquet"
-        self.write_bytes(str(path.relative_to(self.root)), content.getvalue().to_pybytes())
+        path = f"{TABLES_DIR}/{table}/partition={checkpoint}/{shard}.parquet"
+        self.write_bytes(path, content.getvalue().to_pybytes())
         return len(filled)
 
     def keep_shards(self, table: str, checkpoint: str, shards: Iterable[str], *, among: str = "*") -> None:
         """Of the shards whose names fit `among`, remove those that an earlier, other audit left there."""
         wanted = set(shards)
-        for path in self.table_dir(table, checkpoint).glob(f"{among}.parquet"):
+        for path in self._files(table, checkpoint, among):
             if path.stem not in wanted:
                 path.unlink()
 
+    def shards(self, table: str, checkpoint: str, *, report: Callable[[str], None] = lambda message: None) -> set[str]:
+        """The names of a partition's shards that are there and whole.
+
+        One that is broken is removed, so that it is made again, and `report` is told its name.
+        """
+        whole = set()
+        files = self._files(table, checkpoint)
+        for path, content in zip(files, self._contents(files), strict=True):
+            try:
+                pq.ParquetFile(pa.BufferReader(content)).read()
+                whole.add(path.stem)
+            except _BROKEN as error:
+                report(f"{path} is broken and is made again: {error}")
+                path.unlink()
+        return whole
+
     def read(self, table: str, checkpoint: str, *, shard: str = "*") -> pl.DataFrame:
-        """The rows of one partition, sorted by key; an empty frame with the right columns where nothing was written."""
+        """The rows of one partition, sorted by key; an empty frame with the right columns where nothing was written.
+
+        Raises:
+            InputError: A file is broken; the message names it.
+        """
         spec = TABLES[table]
-        files = sorted(self.table_dir(table, checkpoint).glob(f"{shard}.parquet"))
-        empty = pl.DataFrame(pl.from_arrow(spec.schema.empty_table()))
-        return pl.concat([empty, *(pl.read_parquet(file, hive_partitioning=False) for file in files)]).sort(spec.key)
+        files = self._files(table, checkpoint, shard)
+        found = [spec.schema.empty_table()]
+        for path, content in zip(files, self._contents(files), strict=True):
+            try:
+                found.append(pq.ParquetFile(pa.BufferReader(content)).read())
+            except _BROKEN as error:
+                cure = f"Remove it and materialize `{table}` again."
+                raise InputError("a readable Parquet file", f"{error}", where=path, cure=cure) from None
+        return pl.concat([pl.DataFrame(pl.from_arrow(rows)) for rows in found]).sort(spec.key)
+
+    def partitions(self, table: str) -> list[str]:
+        """The partitions of which a table holds anything, sorted."""
+        folders = (self.root / TABLES_DIR / table).glob("partition=*")
+        return sorted(folder.name.removeprefix("partition=") for folder in folders)
 
     def data_version(self, table: str, checkpoint: str, *, shard: str = "*") -> str:
         """A hash of a partition's rows: the same rows give the same version, whenever and in how many files written."""
@@ -81,18 +129,56 @@ class Store:
         return self.root / TABLES_DIR / table / f"partition={checkpoint}"
 
     def write_bytes(self, relative: str, content: bytes) -> Path:
-        """Write a file below the root, complete or not at all."""
+        """Write a file below the root, complete or not at all.
+
+        Raises:
+            InputError: It cannot be written: a full disk, no permission, no such bucket.
+        """
         path = self.root / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+            if self.is_remote:
+                path.fs.pipe_file(path.path, content)  # type: ignore[attr-defined]
+            else:
+                _write_and_rename(path, content)
+        except OSError as error:
+            cure = "Mend that and run it again: what is finished is kept."
+            raise InputError("a store that can be written", error.strerror or error, where=path, cure=cure) from None
         return path
 
     def forget(self, checkpoint: str) -> None:
         """Remove the tables of one partition; images stay, they are named by their content."""
         for table in TABLES:
-            shutil.rmtree(self.table_dir(table, checkpoint), ignore_errors=True)
+            for path in self._files(table, checkpoint):
+                path.unlink()
+
+    def _files(self, table: str, checkpoint: str, shard: str = "*") -> list[Path]:
+        return sorted(self.table_dir(table, checkpoint).glob(f"{shard}.parquet"))
+
+    def _contents(self, files: Sequence[Path]) -> Iterable[bytes]:
+        if not self.is_remote:
+            return (path.read_bytes() for path in files)
+        paths = [path.path for path in files]  # type: ignore[attr-defined]
+        found = self.root.fs.cat(paths) if paths else {}  # type: ignore[attr-defined]
+        return [found[path] for path in paths]
+
+
+def _remote_root(url: str) -> Path:
+    from upath import UPath
+
+    try:
+        root = UPath(url, use_listings_cache=False)  # other processes write there too
+        root.fs  # noqa: B018  imports what the URL needs
+    except (ImportError, ValueError) as error:
+        cure = "Install what it needs: `pip install 'fbmem[s3]'` for s3://, gcsfs for gs://."
+        raise InputError("a folder or a URL that fsspec can open", f"{error}", where=url, cure=cure) from None
+    return root  # type: ignore[return-value]
+
+
+def _write_and_rename(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

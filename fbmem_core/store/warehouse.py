@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import duckdb
@@ -21,15 +22,27 @@ _SQL_TYPES = {
 
 
 def build_warehouse(store: Store) -> Path:
-    """(Re)build `fbmem.duckdb` beside the tables and swap it in by one rename; open readers are not disturbed."""
-    store.root.mkdir(parents=True, exist_ok=True)
-    path = store.root / DATABASE_NAME
-    partial = store.root / f".{DATABASE_NAME}.partial-{os.getpid()}"
+    """(Re)build `fbmem.duckdb` beside the tables and swap it in by one rename; open readers are not disturbed.
+
+    It holds views over the Parquet files; in an object store, which DuckDB alone cannot read, the rows themselves.
+    """
+    store.local.mkdir(parents=True, exist_ok=True)
+    partial = store.local / f".{DATABASE_NAME}.partial-{os.getpid()}"
     partial.unlink(missing_ok=True)
-    with duckdb.connect(partial) as connection:
-        create_views(connection, store)
-    partial.replace(path)
-    return path
+    try:
+        with duckdb.connect(partial) as connection:
+            if not store.is_remote:
+                create_views(connection, store)
+            else:
+                _register(connection, store)
+                for table in TABLES.values():
+                    connection.execute(f'CREATE TABLE "{table.name}" AS {_select(table, store)}')
+        if store.is_remote:
+            return store.write_bytes(DATABASE_NAME, partial.read_bytes())
+        partial.replace(store.root / DATABASE_NAME)
+    finally:
+        partial.unlink(missing_ok=True)
+    return store.root / DATABASE_NAME
 
 
 def query(store: Store, sql: str) -> pl.DataFrame | None:
@@ -55,8 +68,15 @@ def query(store: Store, sql: str) -> pl.DataFrame | None:
 
 def create_views(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
     """One view per table; a table without a file yet is an empty one with the right columns."""
+    _register(connection, store)
     for table in TABLES.values():
         connection.execute(f'CREATE OR REPLACE VIEW "{table.name}" AS {_select(table, store)}')
+
+
+def _register(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
+    """Let the connection read an object store through fsspec: DuckDB's own extension for it would be fetched."""
+    if store.is_remote:
+        connection.register_filesystem(store.root.fs)  # type: ignore[attr-defined]
 
 
 def _select(table: Table, store: Store) -> str:
@@ -65,5 +85,6 @@ def _select(table: Table, store: Store) -> str:
         typed = ", ".join(f'NULL::{_SQL_TYPES[kind]} AS "{name}"' for name, kind in table.columns.items())
         return f"SELECT {typed} WHERE false"
     names = ", ".join(f'"{name}"' for name in table.columns)
-    pattern = str(folder / "partition=*" / "*.parquet").replace("'", "''")
+    # in DuckDB's patterns a bracket of one character is that character
+    pattern = re.sub(r"([\[*?])", r"[\1]", str(folder)).replace("'", "''") + "/partition=*/*.parquet"
     return f"SELECT {names} FROM read_parquet('{pattern}', hive_partitioning = false)"

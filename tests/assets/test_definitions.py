@@ -24,7 +24,10 @@ GRAPH = {
     "neuron_sets": {"prompt_set", "activation_statistics", "similarity_threshold"},
     "cluster_neuron_sets": {"prompt_clusters", "neuron_sets"},
     "cluster_sensitivity": {"prompt_clusters", "neuron_sets"},
-    "warehouse": {"labels", "one_to_many", "seed_agreement", "cluster_neuron_sets", "cluster_sensitivity"},
+    "prompt_labels": {"prompt_set", "labels"},
+    "audit_diff": {"prompt_labels"},
+    "memorization_rates": {"audit_diff"},
+    "warehouse": {"one_to_many", "seed_agreement", "cluster_neuron_sets", "cluster_sensitivity", "memorization_rates"},
 }
 
 
@@ -62,7 +65,7 @@ def test_every_stage_that_counts_rows_has_a_check():
     checked = {check.asset_key.to_user_string() for checks in defs.asset_checks for check in checks.check_keys}
     assert checked == {
         "reference_images", "generations", "generation_masks", "reference_masks", "neighbors", "similarities", "labels",
-        "one_to_many", "seed_agreement", "neuron_sets", "cluster_neuron_sets",
+        "one_to_many", "seed_agreement", "neuron_sets", "cluster_neuron_sets", "memorization_rates",
     }  # fmt: skip
 
 

@@ -91,6 +91,7 @@ def test_a_minimal_audit_has_the_values_of_the_paper(folder):
             "seed_margin": None,
             "batch_size": 16,
         },
+        "diff": {"max_rise": 0.02, "significance": 0.05},
     }
 
 

@@ -7,7 +7,14 @@ import shutil
 import pytest
 import torch
 
-from fbmem_core.diffusion.checkpoint import choose_device, find_checkpoint, load_pipeline, pipeline_files
+from fbmem_core.diffusion.checkpoint import (
+    choose_device,
+    find_checkpoint,
+    hub_revision,
+    load_pipeline,
+    pipeline_files,
+    stamp,
+)
 from fbmem_core.errors import InputError, WeightsNotFoundError
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -19,8 +26,12 @@ def copy(tiny_checkpoint, tmp_path):
 
 
 def change_last_byte(path):
+    """Of weights; JSON, which must stay JSON, gets a space more."""
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    if path.suffix == ".json":
+        content += b" "
+    else:
+        content[-1] ^= 1
     path.write_bytes(content)
 
 
@@ -154,6 +165,124 @@ def test_a_checkpoint_that_cannot_be_had_says_where_it_was_looked_for(source, tm
     with pytest.raises(WeightsNotFoundError, match=r"^Expected the checkpoint `.*hub cache.*local directory") as caught:
         find_checkpoint(source)
     assert source in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "message"),
+    [
+        (UNET_WEIGHTS, 0, "but got 0 and no header"),
+        (UNET_WEIGHTS, 7, "but got 7 and no header"),
+        (UNET_WEIGHTS, 900, "but got 900 and no header"),
+        (UNET_WEIGHTS, -1, r"but got \d+ of \d+ in .*unet/diffusion_pytorch_model.safetensors\. Copy"),
+        ("unet/config.json", 40, r"whole JSON, but got .* in .*unet/config.json\. Copy"),
+        ("tokenizer/tokenizer.json", -2, "whole JSON"),
+    ],
+)
+def test_a_file_that_is_still_being_copied_is_named(copy, name, kept, message):
+    (copy / name).write_bytes((copy / name).read_bytes()[:kept])
+    with pytest.raises(InputError, match=message) as caught:
+        find_checkpoint(str(copy))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("header", [b"[]", b"{", b'{"a": 1}', b'{"a": {"data_offsets": "no"}}', b"\xff"])
+def test_weights_with_a_broken_header_are_named(copy, header):
+    (copy / UNET_WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(InputError, match="all bytes of the weights"):
+        find_checkpoint(str(copy))
+
+
+def test_the_stamp_changes_with_every_write_and_touch_and_with_nothing_else(copy):
+    files = pipeline_files(copy)
+    before = stamp(copy, files)
+    (copy / "unet" / "README.md").write_text("about")
+    assert stamp(copy, files) == before
+    os.utime(copy / UNET_WEIGHTS, (1, 1))
+    touched = stamp(copy, files)
+    (copy / UNET_WEIGHTS).write_bytes((copy / UNET_WEIGHTS).read_bytes() + b"0")
+    os.utime(copy / UNET_WEIGHTS, (1, 1))
+    assert len({before, touched, stamp(copy, files)}) == 3
+
+
+def test_a_checkpoint_whose_weights_are_in_shards_needs_every_one_in_its_folder(copy):
+    unet, index = copy / "unet", copy / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "diffusion_pytorch_model.safetensors"}}))
+    find_checkpoint(str(copy))
+    for shard in ("diffusion_pytorch_model-00002-of-00002.safetensors", "../vae/diffusion_pytorch_model.safetensors"):
+        index.write_text(json.dumps({"weight_map": {"a": "diffusion_pytorch_model.safetensors", "b": shard}}))
+        with pytest.raises(InputError, match=f"every shard of the weights, but got no `{shard}` in {unet}"):
+            find_checkpoint(str(copy))
+    index.write_text("[]")
+    with pytest.raises(InputError, match="an index with a weight_map"):
+        find_checkpoint(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("unet", ["trap", "UNet"]),
+        ("_class_name", ["trap", "Pipeline"]),
+        ("../outside", ["diffusers", "UNet2DConditionModel"]),
+        ("/etc", ["diffusers", "UNet2DConditionModel"]),
+    ],
+)
+def test_code_that_comes_with_a_checkpoint_is_neither_loaded_nor_run(copy, name, value):
+    sprung = copy / "sprung"
+    for folder in (copy, copy / "unet"):
+        (folder / "trap.py").write_text(f"open({str(sprung)!r}, 'w')\nclass UNet: pass\nclass Pipeline: pass\n")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {name: value}))
+    with pytest.raises(InputError, match=r"Expected components of diffusers and transformers.*is not run"):
+        find_checkpoint(str(copy))
+    assert not sprung.exists()
+
+
+COMMITS = ("a" * 40, "b" * 40)
+
+
+@pytest.fixture
+def hub_cache(tiny_checkpoint, tmp_path, monkeypatch):
+    """The hub's cache on disk, with two commits of `someone/tiny`; `main` points to the first."""
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    for commit in COMMITS:
+        shutil.copytree(tiny_checkpoint, repository / "snapshots" / commit)
+    change_last_byte(repository / "snapshots" / COMMITS[1] / UNET_WEIGHTS)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMITS[0])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return repository
+
+
+def test_a_hub_id_is_found_in_the_cache_with_its_commit(hub_cache, tiny_checkpoint):
+    main = find_checkpoint("someone/tiny")
+    other = find_checkpoint("someone/tiny", revision=COMMITS[1])
+    assert (main.revision, other.revision) == COMMITS
+    assert main.fingerprint == find_checkpoint(str(tiny_checkpoint)).fingerprint != other.fingerprint
+
+
+def test_the_commit_of_a_hub_id_is_asked_for_unless_it_is_one():
+    asked = []
+
+    def lookup(source, revision):
+        asked.append((source, revision))
+        return COMMITS[1]
+
+    assert hub_revision("someone/tiny", lookup=lookup) == COMMITS[1]
+    assert hub_revision("someone/tiny", revision="v2", lookup=lookup) == COMMITS[1]
+    assert hub_revision("someone/tiny", revision=COMMITS[0], lookup=lookup) == COMMITS[0]
+    assert asked == [("someone/tiny", None), ("someone/tiny", "v2")]
+
+
+@pytest.mark.parametrize("source", ["someone/tiny", "no id at all"])
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_hub_that_cannot_be_reached_is_one_line_with_the_cure(source, offline, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(
+        WeightsNotFoundError, match=r"the revision `main` of .* Hugging Face hub\. Check the id"
+    ) as caught:
+        hub_revision(source)
     assert "\n" not in str(caught.value)
 
 

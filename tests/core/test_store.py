@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fbmem_core.errors import InputError
-from fbmem_core.store.images import file_sha256, image_path, save_png
+from fbmem_core.store.images import file_sha256, has_image, image_path, open_image, save_png
 from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store
 
@@ -171,6 +171,74 @@ def test_images_are_png_with_notes_and_nothing_else_stays(store):
         assert (saved.format, saved.size, saved.getpixel((0, 0))) == ("PNG", (4, 3), (1, 2, 3))
         assert saved.info["fbmem_status"] == "empty"
     assert files(store) == ["images/a/b.png"]
+
+
+def _flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
+BREAKS = [lambda c: c[: len(c) // 2], lambda c: c[:-200], lambda c: b"", lambda c: b"x" * len(c), _flipped]
+
+
+@pytest.mark.parametrize("spoil", BREAKS[:4])
+def test_a_broken_table_is_named_and_a_broken_shard_is_made_again(store, spoil):
+    store.write("generations", KEY, [generation("p")], shard="a")
+    store.write("generations", KEY, [generation("q")], shard="b")
+    path = store.table_dir("generations", KEY) / "b.parquet"
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(InputError, match=r"a readable Parquet file.* in .*b\.parquet\. Remove it") as caught:
+        store.read("generations", KEY)
+    assert "\n" not in str(caught.value)
+    told = []
+    assert store.shards("generations", KEY, report=told.append) == {"a"}
+    assert len(told) == 1
+    assert str(path) in told[0]
+    assert store.read("generations", KEY)["prompt_id"].to_list() == ["p"]
+
+
+@pytest.mark.parametrize("spoil", BREAKS)
+def test_a_broken_image_is_named_and_counts_as_missing(store, spoil):
+    save_png(store, "images/a.png", Image.effect_noise((40, 40), 60))
+    assert has_image(store, "images/a.png")
+    path = store.root / "images/a.png"
+    path.write_bytes(spoil(path.read_bytes()))
+    told = []
+    assert not has_image(store, "images/a.png", report=told.append)
+    assert len(told) == 1
+    assert str(path) in told[0]
+    with pytest.raises(InputError, match=r"a readable image.*a\.png\. Run the audit again"):
+        open_image(store, "images/a.png")
+    assert not has_image(store, "images/none.png", report=told.append)
+    assert len(told) == 1
+
+
+def test_a_store_that_must_not_be_written_is_one_line_and_keeps_what_was_there(store):
+    store.write("generations", KEY, [generation("p")])
+    blocked = store.root / "tables" / "labels"
+    blocked.write_text("a file where a folder must be")
+    with pytest.raises(InputError, match=r"a store that can be written, but got .* in .*all\.parquet\. Mend") as caught:
+        store.write("labels", KEY, [])
+    assert "\n" not in str(caught.value)
+    assert store.read("generations", KEY)["prompt_id"].to_list() == ["p"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(store):
+    import resource
+    import signal
+
+    store.write("generations", KEY, [generation("p")])
+    before = files(store)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    held = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"a store that can be written, but got File too large in .*a\.png"):
+            save_png(store, "images/a.png", Image.effect_noise((99, 99), 90))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, held)
+    assert files(store) == before
 
 
 def test_bytes_are_hashed_as_they_lie_on_disk(store):

@@ -15,7 +15,7 @@ from tests.core.test_store import KEY, generation
 
 @pytest.fixture
 def store(tmp_path):
-    return Store(tmp_path / "auditor's store")
+    return Store(tmp_path / 'auditor\'s "store" [a-z]*; DROP TABLE labels --')
 
 
 def seeds(connection):
@@ -78,6 +78,14 @@ def test_it_can_be_deleted_and_built_again(store):
     build_warehouse(store).unlink()
     with duckdb.connect(build_warehouse(store), read_only=True) as reader:
         assert seeds(reader) == [(KEY, "p", 0)]
+
+
+def test_text_that_looks_like_sql_is_text(store):
+    prompt = '\'; DROP TABLE labels; -- "x" $(id) <b>|`[a](b)'
+    store.write("generations", KEY, [generation(prompt)])
+    assert query(store, "SELECT prompt_id FROM generations").rows() == [(prompt,)]
+    with duckdb.connect(build_warehouse(store), read_only=True) as connection:
+        assert seeds(connection) == [(KEY, prompt, 0)]
 
 
 def test_a_query_needs_no_database_file(store):
