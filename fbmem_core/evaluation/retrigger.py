@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # arXiv 2507.16880
 NUM_STEPS = 50
 LEARNING_RATE = 0.1
-BATCH_SIZE = 8  # timesteps and noises in each step
+BATCH_SIZE = 2  # timesteps and noises in each step; on the canary 4 and 8 end no nearer
 
 SPREAD = 0.1  # of the noise about the prompt's embedding, in its standard deviations
 
@@ -64,7 +64,7 @@ def adversarial_embedding(
 ) -> Float[Tensor, "1 tokens d"]:
     """A prompt embedding with which the mitigated model draws the reference, if it still can.
 
-    Adam, 50 steps of learning rate 0.1, each over 8 random timesteps with fresh noise. All tokens are optimised. The
+    Adam, 50 steps of learning rate 0.1, each over 2 random timesteps with fresh noise. All tokens are optimised. The
     model's weights are never changed. It attacks without guidance; the images are then sampled as always.
 
     Args:

@@ -1,0 +1,277 @@
+"""Interventions and methods on a tiny real pipeline: they do what they say, and leave nothing behind."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fbmem_core.audit import Sampling
+from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
+from fbmem_core.diffusion.sampling import Request, sample
+from fbmem_core.errors import InputError
+from fbmem_core.mitigation import METHODS
+from fbmem_core.mitigation.method import NO_INTERVENTION, Evidence, Intervention
+from fbmem_core.mitigation.sampling import sample_mitigated
+from fbmem_core.mitigation.wanda import pruned_mask
+from fbmem_core.mitigation.wen import detection_metric, noise_gap, unconditional
+from fbmem_core.neurons.layers import NO_NEURONS, NeuronSet, union, value_layers
+
+PROMPTS = {
+    "a": "a red circle on blue waves",
+    "b": "a red star on blue waves",
+    "c": "clockwork owl of mirza",
+    "d": "a grey fish on green dots",
+}
+SAMPLING = Sampling(steps=2, guidance_scale=3.0, height=64, width=64, batch_size=3)
+REQUESTS = [Request(prompt_id, text, seed) for prompt_id, text in PROMPTS.items() for seed in (0, 7)]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_checkpoint):
+    return load_pipeline(find_checkpoint(str(tiny_checkpoint)), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def layers(pipeline):
+    return value_layers(pipeline.unet)
+
+
+@pytest.fixture(scope="module")
+def evidence(pipeline, layers):
+    return Evidence(
+        pipeline=pipeline,
+        prompts=PROMPTS,
+        memorized=frozenset("abc"),
+        neurons={"a": NeuronSet.of({layers[0]: [1, 2]}), "b": NeuronSet.of({layers[0]: [2], layers[3]: [5]})},
+        clusters={"a": 0, "b": 0, "c": 0, "d": 1},
+        layers=layers,
+        unmemorized=[f"a {size} square on {ground}" for size in ("red", "small", "big") for ground in "abcdefgh"],
+        height=64,
+        width=64,
+        seeds=range(2),
+        num_steps=50,
+        mattes={},
+        guidance_scale=3.0,
+        num_inference_steps=4,
+    )
+
+
+def state(unet):
+    """What an intervention may touch."""
+    num_hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet.modules())
+    return num_hooks, {name: value.clone() for name, value in unet.named_parameters()}
+
+
+def assert_unchanged(unet, before):
+    num_hooks, parameters = state(unet)
+    assert num_hooks == before[0]
+    assert all(torch.equal(value, before[1][name]) for name, value in parameters.items())
+    assert all(parameter.requires_grad for parameter in unet.parameters())
+
+
+def off(intervention):
+    """Which neurons it switches off."""
+    return NeuronSet.of({layer: (f == 0).nonzero()[:, 0].tolist() for layer, f in intervention.factors.items()})
+
+
+def pixels(sampled):
+    return {request: np.asarray(image).astype(int) for request, image in sampled}
+
+
+def test_the_names_are_known_without_torch():
+    code = "import sys; from fbmem_core.mitigation import METHODS; print(*METHODS); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[:5] == ["random", "nemo", "nemo_c", "wanda", "wen"]
+    assert "torch" not in METHODS
+    assert all(METHODS[name].name == name for name in METHODS)
+
+
+def test_a_method_refuses_options_that_it_does_not_have(evidence):
+    with pytest.raises(InputError, match=r"Expected options of `nemo` \(factor\), but got `seed`"):
+        METHODS["nemo"](evidence, seed=1)
+    with pytest.raises(InputError, match="Expected `factor` from 0 to 1, but got 2"):
+        METHODS["nemo_c"](evidence, factor=2)
+    with pytest.raises(InputError, match="Expected `sparsity` above 0"):
+        METHODS["wanda"](evidence, sparsity=0)
+
+
+def test_keys_name_the_content(layers):
+    one = Intervention(factors={layers[0]: torch.tensor([1.0, 0.0])})
+    same = Intervention(factors={layers[0]: torch.tensor([1.0, 0.0])})
+    others = [
+        Intervention(factors={layers[0]: torch.tensor([0.0, 1.0])}),
+        Intervention(factors={layers[1]: torch.tensor([1.0, 0.0])}),
+        Intervention(weights={layers[0]: torch.tensor([1.0, 0.0])}),
+        Intervention(embeds=torch.tensor([1.0, 0.0])),
+        Intervention(embeds=torch.tensor([[1.0], [0.0]])),
+    ]
+    assert NO_INTERVENTION.key == ""
+    assert one.key == same.key
+    assert len({one.key, *(other.key for other in others)}) == 6
+    assert all(len(other.key) == 16 for other in others)
+
+
+def test_factors_and_weights_hold_inside_and_are_gone_after_an_exception(pipeline, layers):
+    unet, weight = pipeline.unet, f"{layers[0]}.weight"
+    step, condition = (
+        FirstStep(pipeline, [0], height=64, width=64),
+        encode_prompts(pipeline, ["a"], height=64, width=64),
+    )
+    before, plain = state(unet), step.noise(condition)
+    size = unet.get_parameter(weight).shape[0]
+    by_factor = Intervention(factors={layers[0]: torch.zeros(size)})
+    by_weight = Intervention(weights={weight: torch.zeros_like(unet.get_parameter(weight))})
+    found = []
+    for intervention in (by_factor, by_weight):
+        with pytest.raises(KeyboardInterrupt), intervention.applied(pipeline):
+            found.append(step.noise(condition))
+            raise KeyboardInterrupt
+        assert_unchanged(unet, before)
+    assert torch.allclose(found[0], found[1], atol=1e-6)
+    assert not torch.allclose(found[0], plain, atol=1e-6)
+    assert torch.equal(step.noise(condition), plain)
+
+
+def test_weights_that_do_not_fit_are_one_clear_line(pipeline, layers):
+    for name, message in ((f"{layers[0]}.weight", r"shape \(3,\), but got \(8, 128\)"), ("no.such", "but got none")):
+        with pytest.raises(InputError, match=message), Intervention(weights={name: torch.zeros(3)}).applied(pipeline):
+            pass
+
+
+def test_without_an_intervention_it_samples_what_sampling_samples(pipeline):
+    plain = pixels(sample(pipeline, REQUESTS, SAMPLING))
+    mitigated = pixels(sample_mitigated(pipeline, REQUESTS, SAMPLING, dict.fromkeys(PROMPTS, NO_INTERVENTION)))
+    assert list(mitigated) == REQUESTS
+    assert all(np.abs(mitigated[request] - plain[request]).max() <= 1 for request in REQUESTS)
+
+
+def test_each_image_is_sampled_under_its_own_prompts_intervention(pipeline, evidence, layers):
+    plain = pixels(sample(pipeline, REQUESTS, SAMPLING))
+    interventions = {
+        "a": NO_INTERVENTION,
+        "b": Intervention(factors={layer: torch.zeros(8) for layer in layers}),
+        "c": Intervention(embeds=encode_prompts(pipeline, [PROMPTS["c"]], height=64, width=64).embeds),
+        "d": Intervention(embeds=encode_prompts(pipeline, [PROMPTS["a"]], height=64, width=64).embeds),
+    }
+    before = state(pipeline.unet)
+    mitigated = pixels(sample_mitigated(pipeline, REQUESTS, SAMPLING, interventions))
+    assert_unchanged(pipeline.unet, before)
+    for request in REQUESTS:
+        # an embedding that is the prompt's own changes nothing, that of another prompt gives that prompt's image
+        same_as = replace(request, prompt_id="a", prompt=PROMPTS["a"]) if request.prompt_id == "d" else request
+        distance = np.abs(mitigated[request] - plain[same_as]).max()
+        assert distance > 1 if request.prompt_id == "b" else distance <= 1
+
+
+def test_between_two_images_the_model_is_as_it_was(pipeline, layers):
+    before = state(pipeline.unet)
+    sampled = sample_mitigated(
+        pipeline, REQUESTS, SAMPLING, dict.fromkeys(PROMPTS, Intervention(factors={layers[0]: torch.zeros(8)}))
+    )
+    next(sampled)
+    assert_unchanged(pipeline.unet, before)
+
+
+def test_a_prompt_without_an_intervention_is_one_clear_line(pipeline):
+    with pytest.raises(InputError, match="an intervention for every prompt, but got none for `b`"):
+        next(sample_mitigated(pipeline, REQUESTS, SAMPLING, dict.fromkeys("acd", NO_INTERVENTION)))
+
+
+def test_nemo_switches_off_a_prompts_own_neurons_and_everywhere_all(evidence):
+    method = METHODS["nemo"](evidence)
+    assert off(method.intervention("a")) == evidence.neurons["a"]
+    assert method.intervention("c").key == method.intervention("d").key == ""
+    assert off(method.everywhere("d")) == union(evidence.neurons.values())
+    assert (method.num_neurons, method.share) == (2, pytest.approx(2 / (7 * 8)))
+
+
+def test_nemo_c_switches_off_the_union_for_every_prompt_of_the_cluster(evidence, layers):
+    method = METHODS["nemo_c"](evidence)
+    everything = union(evidence.neurons.values())
+    assert [off(method.intervention(prompt_id)) for prompt_id in "abcd"] == [everything] * 3 + [NO_NEURONS]
+    assert (method.num_neurons, method.share) == (3, pytest.approx(3 / (7 * 8)))
+    damped = METHODS["nemo_c"](evidence, factor=0.25).intervention("c").factors[layers[0]]
+    assert damped.tolist() == [1, 0.25, 0.25, 1, 1, 1, 1, 1]
+
+
+def test_random_takes_as_many_as_nemo_by_prompt_and_seed(evidence, layers):
+    method = METHODS["random"](evidence)
+    chosen = [off(method.intervention(prompt_id)) for prompt_id in "abcd"]
+    assert [len(some) for some in chosen] == [2, 2, 0, 0]
+    assert chosen[0] != chosen[1]
+    assert off(METHODS["random"](evidence).intervention("a")) == chosen[0]
+    assert off(METHODS["random"](evidence, seed=1).intervention("a")) != chosen[0]
+    many = replace(evidence, neurons={f"p{n}": evidence.neurons["a"] for n in range(200)}, prompts={})
+    drawn = [off(METHODS["random"](many).intervention(prompt_id)) for prompt_id in many.neurons]
+    assert {layer for some in drawn for layer in some.indices} == set(layers)
+
+
+def test_wanda_prunes_the_highest_of_each_row_where_memorized_prompts_excite_it_more():
+    weight = torch.tensor([[1.0, -4.0, 2.0, 0.5], [3.0, 1.0, -1.0, 1.0]])
+    norms, empty = torch.tensor([1.0, 1.0, 1.0, 9.0]), torch.tensor([0.5, 2.0, 0.5, 1.0])
+    # scores are 1 4 2 4.5 and 3 1 1 9: the two highest of each row, but for the second input, which the empty prompt
+    # excites more
+    expected = torch.tensor([[False, False, False, True], [True, False, False, True]])
+    assert torch.equal(pruned_mask(weight, norms, empty, sparsity=0.5), expected)
+
+
+def test_wanda_zeroes_weights_of_the_second_feed_forward_layers_alone(evidence):
+    unet = evidence.pipeline.unet
+    before = state(unet)
+    method = METHODS["wanda"](evidence, sparsity=0.05)
+    intervention = method.intervention("a")
+    assert_unchanged(unet, before)
+    assert len(intervention.weights) == 16
+    assert all(name.endswith(".ff.net.2.weight") for name in intervention.weights)
+    changed = total = 0
+    for name, weight in intervention.weights.items():
+        differs = weight != unet.get_parameter(name)
+        assert (weight[differs] == 0).all()
+        assert differs.sum(dim=1).max() <= 1  # 5 % of 32
+        changed, total = changed + int(differs.sum()), total + weight.numel()
+    assert 0 < changed == method.num_neurons
+    assert method.share == changed / total
+    assert intervention.key == method.intervention("d").key == method.everywhere("d").key
+    assert METHODS["wanda"](replace(evidence, memorized=frozenset())).intervention("a") is NO_INTERVENTION
+
+
+def test_wanda_compares_norms_over_as_many_tokens(evidence):
+    """A single memorized prompt that says nothing excites nothing more than the empty one."""
+    method = METHODS["wanda"](replace(evidence, prompts={"e": ""}, memorized=frozenset("e")))
+    assert method.num_neurons == 0
+
+
+def test_wen_lowers_the_gap_of_a_prompt_above_the_target_and_leaves_the_others(evidence):
+    pipeline = evidence.pipeline
+    before = state(pipeline.unet)
+    step = FirstStep(pipeline, evidence.seeds, height=64, width=64)
+    empty = unconditional(pipeline, step, height=64, width=64)
+    condition = encode_prompts(pipeline, [PROMPTS["c"]], height=64, width=64)
+    gap = noise_gap(step, condition, empty).mean().item()
+    low = METHODS["wen"](evidence, num_stddevs=-100.0)  # a target that none is below
+    high = METHODS["wen"](evidence, num_stddevs=100.0)
+    assert low.target < gap < high.target
+    assert high.intervention("c").key == ""
+    found = low.intervention("c")
+    assert found.embeds.shape == condition.embeds.shape
+    assert noise_gap(step, replace(condition, embeds=found.embeds), empty).mean().item() < 0.8 * gap
+    assert torch.allclose(found.embeds[:, 0], condition.embeds[:, 0], rtol=0.01)
+    assert low.intervention("c") is low.everywhere("c") is found
+    assert_unchanged(pipeline.unet, before)
+
+
+def test_wen_needs_enough_unmemorized_prompts(evidence):
+    with pytest.raises(InputError, match="at least 20 unmemorized prompts"):
+        METHODS["wen"](replace(evidence, unmemorized=["a"] * 19)).intervention("a")
+
+
+def test_the_detection_metric_is_the_mean_gap_by_hand_and_nothing_for_the_empty_prompt(pipeline):
+    [nothing, found] = detection_metric(pipeline, ["", PROMPTS["c"]], height=64, width=64)
+    step = FirstStep(pipeline, range(4), height=64, width=64)
+    noise, empty = (step.noise(encode_prompts(pipeline, [text], height=64, width=64)) for text in (PROMPTS["c"], ""))
+    assert nothing == 0
+    assert found == pytest.approx((noise - empty).flatten(1).norm(dim=1).mean().item(), rel=1e-5)
