@@ -48,7 +48,7 @@ def test_the_audit_file_of_the_readme_is_valid(tmp_path, tiny_checkpoint):
     assert load_audit(folder / "my-audit.yaml").name == "my-model"
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/neurons.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/neurons.md", "docs/mitigations.md"])
 def test_the_library_examples_run(name, monkeypatch):
     monkeypatch.chdir(PROJECT)
     [code] = re.findall(r"```python\n(.+?)```", (PROJECT / name).read_text("utf-8"), flags=re.DOTALL)

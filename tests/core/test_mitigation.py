@@ -1,8 +1,10 @@
 """Interventions and methods on a tiny real pipeline: they do what they say, and leave nothing behind."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,9 +87,11 @@ def pixels(sampled):
 def test_the_names_are_known_without_torch():
     code = "import sys; from fbmem_core.mitigation import METHODS; print(*METHODS); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[:5] == ["random", "nemo", "nemo_c", "wanda", "wen"]
-    assert "torch" not in METHODS
+    assert done.stdout.split() == ["fade", "nemo", "nemo_c", "random", "wanda", "wen"]
     assert all(METHODS[name].name == name for name in METHODS)
+    assert "method" not in METHODS
+    with pytest.raises(KeyError):
+        METHODS["sampling"]
 
 
 def test_a_method_refuses_options_that_it_does_not_have(evidence):
@@ -275,3 +279,17 @@ def test_the_detection_metric_is_the_mean_gap_by_hand_and_nothing_for_the_empty_
     noise, empty = (step.noise(encode_prompts(pipeline, [text], height=64, width=64)) for text in (PROMPTS["c"], ""))
     assert nothing == 0
     assert found == pytest.approx((noise - empty).flatten(1).norm(dim=1).mean().item(), rel=1e-5)
+
+
+def test_the_worked_example_of_the_contributing_guide_is_a_method(evidence):
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
+    [code] = re.findall(r"```python\n(.+?)```", text, flags=re.DOTALL)
+    namespace = {}
+    exec(compile(code, "CONTRIBUTING.md", "exec"), namespace)
+    method = namespace["Loudest"](evidence, num=2)
+    chosen = [off(method.intervention(prompt_id)) for prompt_id in PROMPTS]
+    assert all(len(some) == 2 * len(evidence.layers) for some in chosen)
+    assert off(method.everywhere("a")) == union(chosen)
+    assert method.num_neurons == 14
+    with pytest.raises(InputError, match=r"options of `loudest` \(factor, num\)"):
+        namespace["Loudest"](evidence, seed=1)
