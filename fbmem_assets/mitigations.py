@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -22,6 +21,7 @@ from fbmem_assets.resources import AuditStore
 from fbmem_assets.tables import markdown_table, table_asset
 from fbmem_core.audit import Mitigation
 from fbmem_core.neurons.layers import NeuronSet
+from fbmem_core.store.images import open_image
 from fbmem_core.store.tables import digest
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Trial:
     def write_rows(self) -> None:
         """What the method is and what it switches off, unless that is there."""
         tables = self.store.tables
-        if (tables.table_dir("mitigations", self.partition) / f"{self.shard}.parquet").is_file():
+        if self.shard in tables.shards("mitigations", self.partition):
             return
         rows = [
             {"method": self.spec.title, "prompt_id": prompt_id, "layer": layer, "neuron": neuron, "factor": value}
@@ -151,8 +151,7 @@ class Trial:
             vectors = embeddings(self.store, self.partition)
             found = cluster_prompts(vectors, count=num, seed=audit.clusters.seed).cluster.tolist()
             known = replace(known, clusters=dict(zip(known.prompts, found, strict=True)))
-        searches = self.store.tables.root / "cache" / "mitigations" / self.partition / self.shard
-        return replace(known, found=_Searches(self.store, searches))
+        return replace(known, found=_Searches(self.store, f"searches/{self.partition}/{self.shard}"))
 
 
 def evidence_of(store: AuditStore, key: str) -> "Evidence":
@@ -185,7 +184,6 @@ def _mattes(store: AuditStore, key: str) -> dict[str, dict[int, Any]]:
     """By prompt_id and seed, of the first seeds whose matte is decided."""
     import numpy as np
     import torch
-    from PIL import Image
 
     tables, num = store.tables, store.audit(key)[0].agreement.num_seeds
     masks = tables.read("masks", key, shard=f"generation-{BASELINE.shard}").drop_nulls("path")
@@ -199,8 +197,8 @@ def _mattes(store: AuditStore, key: str) -> dict[str, dict[int, Any]]:
             found.setdefault(prompt_id, {}),
         )
         if path is not None and len(of_prompt) < num:
-            with Image.open(tables.root / path) as image:
-                of_prompt[seed] = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]
+            matte = np.asarray(open_image(tables, path), dtype=np.float32) / 255
+            of_prompt[seed] = torch.from_numpy(matte)[None]
     return found
 
 
@@ -223,27 +221,27 @@ class _Interventions(Mapping[str, "Intervention"]):
 class _Searches(MutableMapping[str, NeuronSet]):
     """Neurons that were found, kept in a folder of the store: one file for each search."""
 
-    def __init__(self, store: AuditStore, folder: Path) -> None:
-        self._store, self._folder = store, folder
+    def __init__(self, store: AuditStore, folder: str) -> None:
+        self._tables, self._folder = store.tables, folder
 
     def __getitem__(self, name: str) -> NeuronSet:
         try:
-            return NeuronSet.of(json.loads(self._path(name).read_text(encoding="utf-8")))
+            return NeuronSet.of(json.loads((self._tables.root / self._path(name)).read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise KeyError(name) from None
 
     def __setitem__(self, name: str, neurons: NeuronSet) -> None:
         content = json.dumps({layer: sorted(some) for layer, some in neurons.indices.items()})
-        self._store.tables.write_bytes(str(self._path(name).relative_to(self._store.tables.root)), content.encode())
+        self._tables.write_bytes(self._path(name), content.encode())
 
     def __delitem__(self, name: str) -> None:
-        self._path(name).unlink()
+        (self._tables.root / self._path(name)).unlink()
 
     def __iter__(self) -> Iterator[str]:
         raise TypeError("searches are looked up by name")
 
     def __len__(self) -> int:
-        return len(list(self._folder.glob("*.json")))
+        return len(list((self._tables.root / self._folder).glob("*.json")))
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{digest(name)}.json"
+    def _path(self, name: str) -> str:
+        return f"{self._folder}/{digest(name)}.json"

@@ -11,7 +11,17 @@ STAGE = "report"
 
 @dg.asset(
     group_name=STAGE,
-    deps=["one_to_many", "seed_agreement", "cluster_neuron_sets", "cluster_sensitivity", "memorization_rates"],
+    deps=[
+        "one_to_many",
+        "seed_agreement",
+        "cluster_neuron_sets",
+        "cluster_sensitivity",
+        "mitigated_one_to_many",
+        "mitigation_scores",
+        "image_quality",
+        "retriggers",
+        "memorization_rates",
+    ],
     kinds={"duckdb"},
 )
 def warehouse(store: AuditStore) -> dg.MaterializeResult:

@@ -52,8 +52,8 @@ def retriggers(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
         for attack in audit.mitigations.attacks
         for row in attacked
     }
-    directory = tables.table_dir("retriggers", key)
-    missing = [shard for shard in jobs if not (directory / f"{shard}.parquet").is_file()]
+    whole = tables.shards("retriggers", key, report=context.log.warning)
+    missing = [shard for shard in jobs if shard not in whole]
     for shard in track(context, missing, what="attacking"):
         trial, attack, row = jobs[shard]
         tables.write("retriggers", key, _attack(store, key, trial, attack, row), shard=shard)

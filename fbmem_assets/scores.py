@@ -12,6 +12,7 @@ from fbmem_assets.passes import BASELINE, MITIGATED
 from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.audit import UNMITIGATED
+from fbmem_core.store.images import open_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -147,8 +148,6 @@ def _before_and_after(store: AuditStore, key: str) -> "list[tuple[str, Labels, L
 
 def _images(store: AuditStore, key: str) -> "dict[str, dict[str, dict[tuple[str, int], Image.Image]]]":
     """By group of prompts and method: the images of the prompts and seeds that mitigations were tried on."""
-    from PIL import Image
-
     innocent = set(innocent_prompts(store, key))
     after = MITIGATED.rows(store, "generations", key)
     before = BASELINE.rows(store, "generations", key).join(
@@ -157,8 +156,7 @@ def _images(store: AuditStore, key: str) -> "dict[str, dict[str, dict[tuple[str,
     found: dict[str, dict[str, dict[tuple[str, int], Image.Image]]] = {MEMORIZED: {}, INNOCENT: {}}
     for method, prompt_id, seed, path in pl.concat([before, after]).select(*_IMAGE, "path").iter_rows():
         group = found[INNOCENT if prompt_id in innocent else MEMORIZED]
-        with Image.open(store.tables.root / path) as image:
-            group.setdefault(method, {})[prompt_id, seed] = image.convert("RGB")
+        group.setdefault(method, {})[prompt_id, seed] = open_image(store.tables, path)
     return found
 
 
