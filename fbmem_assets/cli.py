@@ -225,16 +225,21 @@ def _instance(store: str) -> dg.DagsterInstance:
 def _explain_failure(result: dg.ExecuteInProcessResult) -> None:
     """One line for fbmem's own errors (status 2); for any other the step and its traceback (status 1)."""
     status = _FAILED
-    for event in result.get_step_failure_events():
-        error = event.step_failure_data.error
-        cause = error
+    told = set()
+    for event in result.all_events:
+        # a step that failed, or, before any step, the store that all of them share
+        cause = getattr(event.event_specific_data, "error", None)
         while cause is not None and cause.cause is not None:
             cause = cause.cause
-        if cause is not None and cause.cls_name in {"InputError", "WeightsNotFoundError"}:
+        if cause is None or cause.to_string() in told or not (event.is_step_failure or event.step_key is None):
+            continue
+        told.add(cause.to_string())
+        name = event.step_key or event.job_name
+        if cause.cls_name in {"InputError", "WeightsNotFoundError"}:
             status = _BAD_INPUT
-            click.echo(f"fbmem: {event.step_key}: {cause.message.split(': ', 1)[-1].strip()}", err=True)
+            click.echo(f"fbmem: {name}: {cause.message.split(': ', 1)[-1].strip()}", err=True)
         else:
-            click.echo(f"fbmem: {event.step_key} failed\n{cause.to_string() if cause else error}", err=True)
+            click.echo(f"fbmem: {name} failed\n{cause.to_string()}", err=True)
     sys.exit(status)
 
 

@@ -12,7 +12,7 @@ from fbmem_assets.passes import BASELINE, Pass
 from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import picture, table_asset, table_result
 from fbmem_core.audit import UNMITIGATED, Audit
-from fbmem_core.store.images import file_sha256, image_path, save_png
+from fbmem_core.store.images import file_sha256, has_image, image_path, open_image, save_png
 
 if TYPE_CHECKING:
     from fbmem_core.diffusion.sampling import Request
@@ -73,7 +73,7 @@ def sample_wanted(
     }
     missing: dict[str, list[Request]] = {}
     for (method, request), path in path_of.items():
-        if not (tables.root / path).is_file():
+        if not has_image(tables, path, report=context.log.warning):
             missing.setdefault(method, []).append(request)
     for method, some in missing.items():
         what = f"sampling {method}" if which.is_mitigated else "sampling"
@@ -81,8 +81,7 @@ def sample_wanted(
             save_png(tables, path_of[method, request], image)
     rows = []
     for (method, request), path in path_of.items():
-        with Image.open(tables.root / path) as image:
-            width, height = image.size
+        width, height = open_image(tables, path).size
         row = {"method": method, "prompt_id": request.prompt_id, "seed": request.seed, "path": path}
         rows.append({**row, "sha256": file_sha256(tables.root / path), "width": width, "height": height})
     tables.write("generations", key, rows, shard=which.shard)
@@ -102,9 +101,7 @@ def sample_wanted(
 def _sheet(store: AuditStore, table: pl.DataFrame) -> str:
     from fbmem_core.report.pictures import contact_sheet
 
-    root = store.tables.root
     few = table.filter(pl.int_range(pl.len()).over("prompt_id") < 2).head(_SHEET_TILES)
-    tiles = [
-        (f"{p} {s}", Image.open(root / path)) for p, s, path in few.select("prompt_id", "seed", "path").iter_rows()
-    ]
+    facts = few.select("prompt_id", "seed", "path").iter_rows()
+    tiles = [(f"{prompt_id} {seed}", open_image(store.tables, path)) for prompt_id, seed, path in facts]
     return contact_sheet(tiles, columns=12)

@@ -17,6 +17,7 @@ from fbmem_assets.resources import AuditStore
 from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.audit import Audit
 from fbmem_core.labels import SEVERITY, PairSimilarity, label_generation, label_pair, matches
+from fbmem_core.store.images import open_image
 
 STAGE = "labels"
 _SHEET_TILES = 40
@@ -233,6 +234,6 @@ def _sheet(store: AuditStore, key: str, table: pl.DataFrame) -> str:
     for row in few.iter_rows(named=True):
         source = {"VM": "full", "FM": "foreground", "BM": "background"}[row["label"]]
         reference = Path(paths[row[f"{source}_reference_id"]])
-        pair = side_by_side(Image.open(store.tables.root / row["path"]), Image.open(reference))
+        pair = side_by_side(open_image(store.tables, row["path"]), Image.open(reference))
         tiles.append((f"{row['label']} {row['prompt_id']}", pair))
     return contact_sheet(tiles, columns=8, tile=108)

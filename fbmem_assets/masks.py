@@ -17,7 +17,7 @@ from fbmem_assets.passes import BASELINE, Pass
 from fbmem_assets.resources import AuditStore, segmenter_of, track
 from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.audit import UNMITIGATED
-from fbmem_core.store.images import image_path, save_png
+from fbmem_core.store.images import has_image, image_path, open_image, save_png
 
 STAGE = "masks"
 _SHEET_TILES = 48
@@ -100,15 +100,14 @@ def _segment(
     tiles: list[tuple[str, Image.Image]] = []
     for image in track(context, images, what=f"segmenting {kind}s"):
         path = _matte_path(key, kind, image, name)
-        if not (tables.root / path).is_file():
+        if not has_image(tables, path, report=context.log.warning):
             matte = segmenter_of(model).matte(open_rgb(image.path))
             if matte.alpha is None:
                 rows.append(_row(kind, image, None, None, name, matte.status))
                 continue
             save_png(tables, path, matte.to_image(), notes={_STATUS_KEY: matte.status})
-        with Image.open(tables.root / path) as saved:
-            alpha = np.asarray(saved, dtype=np.float32) / 255
-            status = saved.info[_STATUS_KEY]
+        saved = open_image(tables, path)
+        alpha, status = np.asarray(saved, dtype=np.float32) / 255, saved.info[_STATUS_KEY]
         rows.append(_row(kind, image, path, float((alpha >= 0.5).mean()), name, status))
         if len(tiles) < _SHEET_TILES:
             tiles.append((image.image_id.removeprefix(f"{UNMITIGATED}/"), overlay(open_rgb(image.path), alpha)))

@@ -81,8 +81,8 @@ def _compare_missing(context: dg.AssetExecutionContext, store: AuditStore, which
     shards = _shards(store, key, which)
     # first, so that a stopped run leaves no prompt twice
     tables.keep_shards("neighbors", key, shards, among=f"{which.shard}-*")
-    directory = tables.table_dir("neighbors", key)
-    missing = {shard: rows for shard, rows in shards.items() if not (directory / f"{shard}.parquet").is_file()}
+    whole = tables.shards("neighbors", key, report=context.log.warning)
+    missing = {shard: rows for shard, rows in shards.items() if shard not in whole}
     references = reference_planes(store, key, which) if missing else {}
     prefilter = _prefilter(store, key, references) if missing else None
     if prefilter is not None and not which.is_mitigated:
@@ -130,7 +130,7 @@ def reference_planes(store: AuditStore, key: str, which: Pass) -> "dict[str, Pla
     mattes = _mattes(store, key, "reference")
     rows = usable_references(store, key).select("reference_id", "path").iter_rows()
     name = digest(_VERSION, settings.size, *_reference_facts(store, key))
-    folder = store.tables.root / "cache" / "references" / name
+    folder = store.tables.local / "cache" / "references" / name
     images = load_image_set(
         [(name, Path(path), mattes[name]) for name, path in rows], size=settings.size, folder=folder
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from fbmem_assets.partitions import registered_audit
 from fbmem_core.audit import Audit
 from fbmem_core.diffusion.checkpoint import Checkpoint
+from fbmem_core.store.locks import partition_lock
 from fbmem_core.store.tables import Store
 
 if TYPE_CHECKING:
@@ -40,6 +42,17 @@ class AuditStore(dg.ConfigurableResource):
     """The store below `root`."""
 
     root: str
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[AuditStore]:
+        """Dagster gives it to the steps of a run, which holds its partition so that no other run writes there."""
+        run = context.run
+        key = run.tags.get("dagster/partition") if run is not None else None
+        if run is None or key is None:
+            yield self
+            return
+        with partition_lock(self.tables.local / "locks", key, run.run_id):
+            yield self
 
     @property
     def tables(self) -> Store:

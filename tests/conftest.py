@@ -87,3 +87,23 @@ def tiny_segmenter(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "segmenter.onnx"
     write_segmenter(segmenter, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """A bucket named `audits` on a server of this machine, to which the environment points."""
+    from moto.server import ThreadedMotoServer
+
+    from fbmem_core.store.tables import Store
+
+    running = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        Store("s3://audits").root.fs.mkdir("audits")
+        yield
+    running.stop()

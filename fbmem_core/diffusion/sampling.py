@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from fbmem_core.audit import Sampling
+from fbmem_core.errors import InputError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -41,26 +42,56 @@ def sample(
     in any batch and on any device. The finished image is the same to within 1 of 255 per pixel, because kernels sum in
     another order for another batch size.
 
+    Where the device has too little memory for a batch, that and all later ones are half as large.
+
     With `prompt_embeds` [1, tokens, d] all are sampled with that embedding in the place of their prompts' own.
 
     Yields:
         Each request with its image, uint8 RGB.
+
+    Raises:
+        InputError: The device has too little memory for one image.
     """
+    size, done = sampling.batch_size, 0
+    while done < len(requests):
+        batch = requests[done : done + size]
+        images = _sample_batch(pipeline, batch, sampling, prompt_embeds)
+        if images is None:
+            size = _halve(len(batch), sampling)
+            continue
+        yield from zip(batch, images, strict=True)
+        done += len(batch)
+
+
+def _sample_batch(
+    pipeline: DiffusionPipeline, batch: Sequence[Request], sampling: Sampling, prompt_embeds: Tensor | None
+) -> list[Image.Image] | None:
+    """The images of one batch; None where the device has no memory for so many."""
     import torch
 
-    for first in range(0, len(requests), sampling.batch_size):
-        batch = requests[first : first + sampling.batch_size]
-        generators = [torch.Generator("cpu").manual_seed(request.seed) for request in batch]
-        images = pipeline(
+    try:
+        return pipeline(
             prompt=[request.prompt for request in batch] if prompt_embeds is None else None,
             prompt_embeds=None if prompt_embeds is None else prompt_embeds.expand(len(batch), -1, -1),
-            generator=generators,
+            generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             height=sampling.height,
             width=sampling.width,
         ).images
-        yield from zip(batch, images, strict=True)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _halve(size: int, sampling: Sampling) -> int:
+    import torch
+
+    if size == 1:
+        cure = "Lower `sampling.height` and `.width`, set `sampling.dtype: float16`, or stop what else uses the device."
+        raise InputError("memory for one image", "too little", where=sampling.device, cure=cure)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what the failed batch held is free, but in pieces of its size
+    return size // 2
 
 
 def content_key(fingerprint: str, method: str, request: Request, sampling: Sampling) -> str:

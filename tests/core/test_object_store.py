@@ -4,7 +4,6 @@ import boto3
 import duckdb
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 from PIL import Image
 from polars.testing import assert_frame_equal
 
@@ -19,24 +18,8 @@ from tests.core.test_store import KEY, generation
 MANY = {"method": "none", "prompt_id": "p", "num_generations": 2, "num_references": 2, "reference_ids": ["a", "b"]}
 
 
-@pytest.fixture(scope="module")
-def server():
-    """A bucket named `audits` on a server of this machine, to which the environment points."""
-    running = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        Store("s3://audits").root.fs.mkdir("audits")
-        yield
-    running.stop()
-
-
 @pytest.fixture
-def remote(server, tmp_path, monkeypatch):
+def remote(s3_server, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return Store(f"s3://audits/{tmp_path.name}")
 
@@ -128,7 +111,7 @@ def test_images_and_mattes_are_read_from_it(stores):
     assert (sets[1].alphas == 255).all()
 
 
-def test_a_bucket_that_is_not_there_is_one_line_with_the_cure(server):
+def test_a_bucket_that_is_not_there_is_one_line_with_the_cure(s3_server):
     store = Store("s3://nobody-has-it/audits")
     with pytest.raises(
         InputError, match=r"a store that can be written, but got .*bucket.* in s3://nobody-has-it"

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 from fbmem_core.audit import Sampling
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.diffusion.sampling import Request, content_key, sample
+from fbmem_core.errors import InputError
 
 SAMPLING = Sampling(steps=3, guidance_scale=3.0, height=64, width=64, batch_size=4)
 REQUESTS = [
@@ -70,6 +72,35 @@ def test_the_prompt_and_the_guidance_reach_the_model(pipeline):
 
 def test_nothing_requested_is_nothing_sampled(pipeline):
     assert list(sample(pipeline, [], SAMPLING)) == []
+
+
+class SmallDevice:
+    """The real pipeline on a device that has memory for `capacity` images at once."""
+
+    def __init__(self, pipeline, capacity):
+        self.pipeline, self.capacity, self.asked = pipeline, capacity, []
+
+    def __call__(self, *, prompt, **options):
+        self.asked.append(len(prompt))
+        if len(prompt) > self.capacity:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.pipeline(prompt=prompt, **options)
+
+
+@pytest.mark.parametrize(("capacity", "asked"), [(3, [4, 2, 2, 2]), (1, [4, 2, 1, 1, 1, 1, 1, 1])])
+def test_out_of_memory_halves_the_batch_and_changes_no_image(pipeline, together, capacity, asked):
+    small = SmallDevice(pipeline, capacity)
+    sampled = list(sample(small, REQUESTS, SAMPLING))
+    assert [request for request, _ in sampled] == REQUESTS
+    assert small.asked == asked
+    for request, image in sampled:
+        assert np.abs(np.asarray(image).astype(int) - together[request]).max() <= 1
+
+
+def test_a_device_without_memory_for_one_image_is_one_line_with_the_cure(pipeline):
+    with pytest.raises(InputError, match=r"^Expected memory for one image.*Lower `sampling.height`") as caught:
+        list(sample(SmallDevice(pipeline, 0), REQUESTS, SAMPLING))
+    assert "\n" not in str(caught.value)
 
 
 def test_the_content_key_names_everything_that_determines_an_image():

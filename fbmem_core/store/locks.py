@@ -1,0 +1,40 @@
+"""One run of a partition at a time: a lock that ends with the process that holds it, however that ends."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fbmem_core.errors import InputError
+
+
+@contextmanager
+def partition_lock(folder: Path, checkpoint: str, run_id: str) -> Iterator[None]:
+    """Hold the partition for one run; several processes of the same run may hold it together.
+
+    Args:
+        folder: Of a local disk, where the lock files lie.
+        checkpoint: The partition.
+        run_id: The run.
+
+    Raises:
+        InputError: Another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{checkpoint}.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read()
+            if holder != run_id:
+                cure = "Wait until it ends, or stop it."
+                raise InputError(f"no other run of {checkpoint}", f"run {holder} at work", cure=cure) from None
+        else:
+            file.truncate(0)
+            file.write(run_id)
+            file.flush()
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
