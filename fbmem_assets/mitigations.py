@@ -16,6 +16,7 @@ from fbmem_assets import neighbors as neighbors_stage
 from fbmem_assets import neurons as neurons_stage
 from fbmem_assets import similarities as similarities_stage
 from fbmem_assets.clusters import embeddings
+from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.passes import BASELINE, MITIGATED
 from fbmem_assets.resources import AuditStore
 from fbmem_assets.tables import markdown_table, table_asset
@@ -67,6 +68,19 @@ def mitigated_generations(context: dg.AssetExecutionContext, store: AuditStore) 
     rows = store.tables.read("mitigations", key).drop("checkpoint").to_dicts()
     return dg.MaterializeResult(
         data_version=result.data_version, metadata={**(result.metadata or {}), "mitigations": markdown_table(rows)}
+    )
+
+
+@dg.asset_check(asset=mitigated_generations, partitions_def=checkpoint_partitions)
+def every_prompt_was_mitigated(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+    """Every mitigation has an image for each prompt and seed that it is tried on."""
+    key = context.partition_key
+    names = [spec.title for spec in store.audit(key)[0].mitigations.methods]
+    expected = {(name, request.prompt_id, request.seed) for name in names for request in requests(store, key)}
+    found = set(MITIGATED.rows(store, "generations", key).select("method", "prompt_id", "seed").iter_rows())
+    lost = sorted(expected ^ found)
+    return dg.AssetCheckResult(
+        passed=not lost, metadata={"expected": len(expected), "found": len(found), "differing": str(lost[:20])}
     )
 
 

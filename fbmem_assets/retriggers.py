@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import chain, zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -130,7 +131,7 @@ def _adversarial(store: AuditStore, key: str, trial: Trial, row: dict[str, Any])
     known, sampling, prompt_id = trial.evidence, audit.sampling, row["prompt_id"]
     references = store.tables.read("reference_images", key)
     [path] = references.filter(pl.col("reference_id") == row["reference"])["path"]
-    picture = open_rgb(path).resize((sampling.width, sampling.height), Image.Resampling.LANCZOS)
+    picture = open_rgb(Path(path)).resize((sampling.width, sampling.height), Image.Resampling.LANCZOS)
     intervention = trial.method.intervention(prompt_id)
     size = (sampling.height, sampling.width)
     some = [Request(prompt_id, known.prompts[prompt_id], sampling.seed + n) for n in range(audit.mitigations.attempts)]

@@ -67,11 +67,12 @@ def image_quality(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Ma
     unmitigated ones (MS-SSIM; 1: untouched). What cannot be measured has a reason in `status` and no value.
     """
     key, tables = context.partition_key, store.tables
+    lost: dict[str, dict[str, Any]] = {}  # metrics that could not be measured: nobody looks for their weights again
     rows = [
         {"method": method, "prompts": prompts, **row}
         for prompts, images in _images(store, key).items()
         for method, some in track(context, list(images.items()), what=f"quality, {prompts} prompts")
-        for row in _quality(store, key, some, images[UNMITIGATED] if prompts == INNOCENT else {})
+        for row in _quality(store, key, some, images[UNMITIGATED] if prompts == INNOCENT else {}, lost)
     ]
     tables.write("image_quality", key, rows)
     table = tables.read("image_quality", key)
@@ -165,6 +166,7 @@ def _quality(
     key: str,
     images: "dict[tuple[str, int], Image.Image]",
     unmitigated: "dict[tuple[str, int], Image.Image]",
+    lost: dict[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
     from statistics import fmean, stdev
 
@@ -175,10 +177,13 @@ def _quality(
     texts = dict(store.tables.read("prompts", key).select("prompt_id", "prompt").iter_rows())
     clip = Clip(audit.clusters.model, audit.clusters.weights)
     device = choose_device(audit.sampling.device)
-    rows = [
-        vars(measure_quality(metric, list(images.values()), [texts[p] for p, _ in images], clip=clip, device=device))
-        for metric in audit.quality.metrics
-    ]
+    shown, asked = list(images.values()), [texts[prompt_id] for prompt_id, _ in images]
+    rows = []
+    for metric in audit.quality.metrics:
+        row = lost.get(metric) or vars(measure_quality(metric, shown, asked, clip=clip, device=device))
+        if row["value"] is None:
+            lost[metric] = row
+        rows.append(row)
     of_prompt: dict[str, list[Image.Image]] = {}
     for (prompt_id, _), image in images.items():
         of_prompt.setdefault(prompt_id, []).append(image)
@@ -186,9 +191,9 @@ def _quality(
     own = {"diversity": [diversity(some) for some in several]}
     if unmitigated:
         own["side_effect"] = list(side_effect(images, unmitigated).values())
-    for metric, values in own.items():
+    for name, values in own.items():
         rows.append({
-            "metric": metric, "value": fmean(values) if values else None,
+            "metric": name, "value": fmean(values) if values else None,
             "stddev": stdev(values) if len(values) > 1 else None, "num_images": len(images),
             "status": MEASURED if values else "not measured: one image a prompt",
         })  # fmt: skip

@@ -70,12 +70,11 @@ class Fade(NeuronMethod):
         found = self.evidence.found
         if prompt_id not in found:
             mattes = self.evidence.mattes.get(prompt_id, {})
-            found[prompt_id] = self._search(prompt_id, mattes) if len(mattes) >= 2 else NO_NEURONS
+            found[prompt_id] = self._search_of(prompt_id, mattes).neurons() if len(mattes) >= 2 else NO_NEURONS
         return found[prompt_id]
 
-    def _search(self, prompt_id: str, mattes: Mapping[int, Tensor]) -> NeuronSet:
-        search = _Search(self.evidence, self.layers, prompt_id, mattes, self._usual(tuple(mattes)), self.options)
-        return search.neurons()
+    def _search_of(self, prompt_id: str, mattes: Mapping[int, Tensor]) -> _Search:
+        return _Search(self.evidence, self.layers, prompt_id, mattes, self._usual(tuple(mattes)), self.options)
 
     def _usual(self, seeds: tuple[int, ...]) -> list[Tensor]:
         """x_0 of unmemorized prompts at these seeds, [n, c, h, w] each."""
@@ -124,8 +123,8 @@ class _Search:
 
     def neurons(self) -> NeuronSet:
         """Steps 1 to 4."""
-        agreement = self._agreement(NO_NEURONS)
-        remembered = [r for r, value in enumerate(agreement) if value > self._level(r, "detection")]
+        agreement = self.agreement(NO_NEURONS)
+        remembered = [r for r, value in enumerate(agreement) if value > self.level(r, "detection")]
         if not remembered:
             return NO_NEURONS
         ranked = self._rank(remembered)[: int(self.options["max_neurons"])]
@@ -166,11 +165,12 @@ class _Search:
         return enough
 
     def _is_usual(self, chosen: Sequence[int]) -> bool:
-        agreement = self._agreement(self._set(chosen))
-        return all(value <= self._level(region, "target") for region, value in enumerate(agreement))
+        agreement = self.agreement(self._set(chosen))
+        return all(value <= self.level(region, "target") for region, value in enumerate(agreement))
 
     @torch.no_grad()
-    def _agreement(self, neurons: NeuronSet) -> list[float]:
+    def agreement(self, neurons: NeuronSet) -> list[float]:
+        """A_r of each region with these neurons off."""
         factors = {layer: torch.ones(self.sizes[layer]) for layer in neurons.indices}
         for layer, neuron in neurons:
             factors[layer][neuron] = 0
@@ -179,7 +179,8 @@ class _Search:
             latents = _clean_latents(self.step, self.condition)
         return [regional_agreement(latents, region).item() for region in self.regions]
 
-    def _level(self, region: int, option: str) -> float:
+    def level(self, region: int, option: str) -> float:
+        """What A_r is compared with: `detection` or `target`."""
         mean, stddev = self.usual[region]
         return mean + self.options[option] * stddev
 

@@ -27,7 +27,26 @@ GRAPH = {
     "prompt_labels": {"prompt_set", "labels"},
     "audit_diff": {"prompt_labels"},
     "memorization_rates": {"audit_diff"},
-    "warehouse": {"one_to_many", "seed_agreement", "cluster_neuron_sets", "cluster_sensitivity", "memorization_rates"},
+    "mitigated_generations": {"labels", "prompt_clusters", "neuron_sets"},
+    "mitigated_generation_masks": {"mitigated_generations"},
+    "mitigated_neighbors": {"mitigated_generation_masks", "reference_masks"},
+    "mitigated_similarities": {"mitigated_neighbors"},
+    "mitigated_labels": {"mitigated_similarities"},
+    "mitigated_one_to_many": {"mitigated_similarities"},
+    "retriggers": {"labels", "mitigated_labels", "reference_masks"},
+    "mitigation_scores": {"labels", "mitigated_labels"},
+    "image_quality": {"labels", "mitigated_labels"},
+    "warehouse": {
+        "one_to_many",
+        "seed_agreement",
+        "cluster_neuron_sets",
+        "cluster_sensitivity",
+        "mitigated_one_to_many",
+        "mitigation_scores",
+        "image_quality",
+        "retriggers",
+        "memorization_rates",
+    },
 }
 
 
@@ -65,7 +84,9 @@ def test_every_stage_that_counts_rows_has_a_check():
     checked = {check.asset_key.to_user_string() for checks in defs.asset_checks for check in checks.check_keys}
     assert checked == {
         "reference_images", "generations", "generation_masks", "reference_masks", "neighbors", "similarities", "labels",
-        "one_to_many", "seed_agreement", "neuron_sets", "cluster_neuron_sets", "memorization_rates",
+        "one_to_many", "seed_agreement", "neuron_sets", "cluster_neuron_sets", "mitigated_generations",
+        "mitigated_generation_masks", "mitigated_neighbors", "mitigated_similarities", "mitigated_labels",
+        "mitigation_scores", "memorization_rates",
     }  # fmt: skip
 
 
