@@ -27,6 +27,9 @@ NUM_BRUTE_PAIRS = 16
 NUM_COMPLETE = 20  # generations at floor 0
 GROWTH = (500, 5_000, 50_000)
 GROWTH_SIZE = 176
+PHOTOGRAPHS = (
+    "astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket",
+)  # fmt: skip
 
 
 def main(num_generations: int = 200, num_references: int = 500, size: int = 512) -> None:
@@ -61,9 +64,7 @@ def main(num_generations: int = 200, num_references: int = 500, size: int = 512)
 
 def pictures(num: int, size: int, *, seed: int, prefix: str, copied: ImageSet | None = None) -> ImageSet:
     """Crops of photographs with drawn objects; of each ten, one copies the whole, one or the other region."""
-    from sklearn.datasets import load_sample_images
-
-    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    photographs = _photographs()
     rng = np.random.default_rng(seed)
     images, alphas = np.empty((num, size, size, 3), np.uint8), np.empty((num, size, size), np.uint8)
     for row in range(num):
@@ -82,6 +83,15 @@ def pictures(num: int, size: int, *, seed: int, prefix: str, copied: ImageSet | 
         mixed = scenery * (1 - alpha[..., None]) + foreground * alpha[..., None] + rng.normal(size=(size, size, 1)) * 3
         images[row], alphas[row] = np.clip(mixed, 0, 255).round(), np.round(alpha * 255)
     return ImageSet(tuple(f"{prefix}{row}" for row in range(num)), images, alphas, np.ones(num, bool))
+
+
+def _photographs() -> list[Image.Image]:
+    """Colour photographs that come with scikit-image and scikit-learn; nothing is downloaded."""
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    some = [getattr(data, name)() for name in PHOTOGRAPHS]
+    return [Image.fromarray(image) for image in [*some, *load_sample_images().images]]
 
 
 def _crop(rng: np.random.Generator, photographs: list[Image.Image], size: int) -> np.ndarray:
