@@ -18,7 +18,7 @@ from fbmem_core.similarity.ms_ssim import SCALE_WEIGHTS, Similarity
 
 COARSEST = len(SCALE_WEIGHTS) - 1
 PARTS = CRITERIA[:3]  # full, foreground, background; `average` is made of the last two
-_STATISTICS_BYTES = 1024 * 2**20  # of the generations that are compared at once
+_STATISTICS_BYTES = 1536 * 2**20  # of the generations that are compared at once
 
 
 class PairBounds:

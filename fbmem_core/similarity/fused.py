@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fbmem_core.similarity import kernels
+from fbmem_core.similarity import kernels, masked_kernels
 from fbmem_core.similarity.gaussian import WINDOW_SIZE
 from fbmem_core.similarity.masked import MIN_WEIGHT, Background, Foreground
 from fbmem_core.similarity.ms_ssim import C2, Measure, Plain
@@ -64,7 +64,7 @@ class FusedForeground(_Fused):
 
     def factors(self, x: Arrays, y: Arrays, pairs: Tensor, bright: Tensor) -> tuple[Tensor, Tensor]:
         """As `FusedPlain.factors`."""
-        return _over_pairs(kernels.foreground, x, y, pairs, bright)
+        return _over_pairs(masked_kernels.foreground, x, y, pairs, bright)
 
 
 class FusedBackground(_Fused):
@@ -77,7 +77,7 @@ class FusedBackground(_Fused):
 
     def factors(self, x: Arrays, y: Arrays, pairs: Tensor, bright: Tensor) -> tuple[Tensor, Tensor]:
         """As `FusedPlain.factors`."""
-        return _over_pairs(kernels.background, x, y, pairs, bright)
+        return _over_pairs(masked_kernels.background, x, y, pairs, bright)
 
 
 FUSED = {Plain: FusedPlain(), Foreground: FusedForeground(), Background: FusedBackground()}
