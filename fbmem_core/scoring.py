@@ -17,7 +17,7 @@ from fbmem_core.diffusion.checkpoint import choose_device
 from fbmem_core.errors import InputError
 from fbmem_core.image_sets import ImageSet, Planes, load_image_set
 from fbmem_core.labels import label_generation
-from fbmem_core.neighbors import nearest_references, pair_similarities
+from fbmem_core.neighbors import Neighbor, nearest_pairs
 from fbmem_core.references import MIN_SIDE, ReferenceImage, open_rgb, read_references
 from fbmem_core.segmentation import Segmenter
 from fbmem_core.similarity.sscd import Sscd
@@ -101,20 +101,11 @@ def score_folders(
         neighbors: list[dict[str, Any]] = []
         for first in range(0, len(asked), _BLOCK):
             block = load_image_set(asked[first : first + _BLOCK], size=size)
-            nearest = dict(
-                nearest_references(
-                    block,
-                    planes,
-                    region=region,
-                    top_k=settings.top_k,
-                    floor=settings.lowest,
-                    tau=settings.tau,
-                )
-            )
-            neighbors += _neighbor_rows(nearest)
-            pairs = [(name, row.reference_id) for name, rows in nearest.items() for row in rows]
             fractions = _fractions(block)
-            for name, similarities in pair_similarities(block, planes, pairs, region=region):
+            for name, nearest, similarities in nearest_pairs(
+                block, planes, region=region, top_k=settings.top_k, floor=settings.lowest, tau=settings.tau
+            ):
+                neighbors += _neighbor_rows(name, nearest)
                 label = label_generation(
                     similarities, foreground_fraction=fractions[name], rule=rule, tau=settings.tau, beta=settings.beta
                 )
@@ -216,8 +207,7 @@ def _fractions(images: ImageSet) -> dict[str, float | None]:
     }
 
 
-def _neighbor_rows(nearest: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for name, rows in nearest.items():
-        for row in rows:
-            fields = asdict(row)
-            yield {"generation": name, "reference": fields.pop("reference_id"), **fields}
+def _neighbor_rows(name: str, nearest: list[Neighbor]) -> Iterator[dict[str, Any]]:
+    for neighbor in nearest:
+        fields = asdict(neighbor)
+        yield {"generation": name, "reference": fields.pop("reference_id"), **fields}

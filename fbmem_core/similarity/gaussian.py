@@ -43,17 +43,18 @@ def _blur_shifted(planes: Tensor, *, reach: int) -> Tensor:
 
 
 @cache
-def _kernel() -> list[float]:
-    kernel = torch.exp(-((torch.arange(WINDOW_SIZE, dtype=torch.float64) - _REACH) ** 2) / (2 * SIGMA**2))
-    return (kernel / kernel.sum()).tolist()
+def kernel() -> list[float]:
+    """The weights of the window along one side, which sum to 1."""
+    weights = torch.exp(-((torch.arange(WINDOW_SIZE, dtype=torch.float64) - _REACH) ** 2) / (2 * SIGMA**2))
+    return (weights / weights.sum()).tolist()
 
 
 def _sum_shifted(planes: Tensor, axis: int) -> Tensor:
-    length, kernel = planes.shape[axis] - WINDOW_SIZE + 1, _kernel()
-    total = planes.narrow(axis, _REACH, length) * kernel[_REACH]
+    length, weights = planes.shape[axis] - WINDOW_SIZE + 1, kernel()
+    total = planes.narrow(axis, _REACH, length) * weights[_REACH]
     for near in range(_REACH):
         pair = planes.narrow(axis, near, length) + planes.narrow(axis, WINDOW_SIZE - 1 - near, length)
-        total.add_(pair, alpha=kernel[near])
+        total.add_(pair, alpha=weights[near])
     return total
 
 
@@ -62,7 +63,7 @@ def _inside_matrix(side: int, dtype: torch.dtype, device: torch.device) -> Tenso
     """[side - 10, side]: a line of pixels to the Gaussian means of the windows inside."""
     matrix = torch.zeros(side - WINDOW_SIZE + 1, side, dtype=torch.float64)
     for row in range(len(matrix)):
-        matrix[row, row : row + WINDOW_SIZE] = torch.tensor(_kernel(), dtype=torch.float64)
+        matrix[row, row : row + WINDOW_SIZE] = torch.tensor(kernel(), dtype=torch.float64)
     return matrix.to(dtype).to(device)
 
 

@@ -16,7 +16,7 @@ from fbmem_core.similarity.ms_ssim import Maps, Measure, Statistics, contrast_st
 
 _GREY = 0.5
 _CLEAR = 0.25  # a pixel that the object covers less than this shows the background
-_MIN_WEIGHT = 1e-8  # less of a region than this under a window counts as none
+MIN_WEIGHT = 1e-8  # less of a region than this under a window counts as none
 
 
 class Foreground(Measure):
@@ -37,16 +37,20 @@ class Foreground(Measure):
 
     def statistics(self, planes: Tensor) -> Statistics:
         """Colours times the root of their weights, weights, and the blurred first and second moments."""
-        colors, weight = planes[:, :3], planes[:, 3:]
-        # a pixel of weight w and colour c becomes sqrt(w) c: products of two images then weigh sqrt(w1 w2)
-        root = colors / weight.clamp_min(_MIN_WEIGHT).sqrt()
-        return root, weight, *blur(colors, root * root)
+        root, weight = self.roots(planes)
+        return root, weight, *blur(planes[:, :3], root * root)
+
+    @staticmethod
+    def roots(planes: Tensor) -> tuple[Tensor, Tensor]:
+        """A pixel of weight w and colour c becomes sqrt(w) c: products of two images then weigh sqrt(w1 w2)."""
+        weight = planes[:, 3:]
+        return planes[:, :3] / weight.clamp_min(MIN_WEIGHT).sqrt(), weight
 
     def maps(self, x: Statistics, y: Statistics) -> Maps:
         """Moments over the union, divided by how much of it a window sees."""
         union = torch.maximum(x[1], y[1])
         product, total = blur(x[0] * y[0], union)
-        total = total.clamp_min(_MIN_WEIGHT)
+        total = total.clamp_min(MIN_WEIGHT)
         mean_x, mean_y = x[2] / total, y[2] / total
         covariance = product / total - mean_x * mean_y
         cs = contrast_structure(x[3] / total - mean_x**2, y[3] / total - mean_y**2, covariance)
@@ -79,7 +83,7 @@ class Background(Measure):
         common = x[0] * y[0]
         total, *sums = blur(common, x[1] * y[0], y[1] * x[0], x[1][:, :3] * y[1][:, :3])
         mean_x, square_x, mean_y, square_y, product = (
-            part for moments in sums for part in (moments / total.clamp_min(_MIN_WEIGHT)).split(3, dim=1)
+            part for moments in sums for part in (moments / total.clamp_min(MIN_WEIGHT)).split(3, dim=1)
         )
         cs = contrast_structure(square_x - mean_x**2, square_y - mean_y**2, product - mean_x * mean_y)
         return Maps(mean_x + _GREY, mean_y + _GREY, cs, common)

@@ -23,8 +23,8 @@ from fbmem_core.errors import InputError
 from fbmem_core.similarity.gaussian import WINDOW_SIZE, blur_inside
 
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # finest scale first
-_C1 = 0.01**2  # (K1 * data_range)**2, data_range fixed at 1
-_C2 = 0.03**2
+C1 = 0.01**2  # (K1 * data_range)**2, data_range fixed at 1
+C2 = 0.03**2
 
 Statistics = tuple[Tensor, ...]  # of one scale of a batch of images; the first axis of each is the image
 
@@ -37,6 +37,17 @@ class Maps:
     mean_y: Tensor
     cs: Tensor
     weight: Tensor | None = None
+
+    def average(self, bright: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors [m, 3] of the scale, with luminance where it is bright [m], and how much of a region there is [m]."""
+        values = self.cs
+        if bool(bright.any()):
+            luminance = _luminance(self.mean_x, self.mean_y) * values
+            values = luminance if bool(bright.all()) else torch.where(bright[:, None, None, None], luminance, values)
+        if self.weight is None:
+            return values.mean(dim=(2, 3)), torch.ones(len(values), device=values.device)
+        mass = self.weight.sum(dim=(1, 2, 3))
+        return (values * self.weight).sum(dim=(2, 3)) / mass.clamp_min(1e-12)[:, None], mass
 
 
 class Measure(ABC):
@@ -120,22 +131,21 @@ class Similarity:
         """The similarity, or while finer scales are missing a bound from above; NaN where the region is empty."""
         return self.product.mean(dim=-1).masked_fill(self.start < 0, torch.nan)
 
-    def multiply(self, scale: int, maps: Maps, at: tuple[Tensor, Tensor] | slice = slice(None)) -> None:
-        """Take in the factor of one scale, for the pairs `at`; scales come coarsest first."""
+    def is_first(self, scale: int, at: tuple[Tensor, Tensor] | slice = slice(None)) -> Tensor:
+        """Whether this is the coarsest scale that counts, of the pairs `at`: there, luminance counts too."""
+        return self.start[at] == scale
+
+    def multiply(
+        self, scale: int, factor: Tensor, mass: Tensor, at: tuple[Tensor, Tensor] | slice = slice(None)
+    ) -> None:
+        """Take in the factors [m, 3] of one scale, for the pairs `at`; scales come coarsest first.
+
+        `mass` [m] is how much of its region a pair has at this scale.
+        """
         start = self.start[at]
-        first = start == scale
-        values = maps.cs
-        if bool(first.any()):  # luminance counts at the coarsest scale alone
-            luminance = _luminance(maps.mean_x, maps.mean_y) * maps.cs
-            values = luminance if bool(first.all()) else torch.where(first[:, None, None, None], luminance, values)
-        if maps.weight is None:
-            factor = values.mean(dim=(2, 3))
-        else:
-            mass = maps.weight.sum(dim=(1, 2, 3))
-            factor = (values * maps.weight).sum(dim=(2, 3)) / mass.clamp_min(1e-12)[:, None]
-            empty = (mass <= 0) & first
-            factor = factor.masked_fill(empty[:, None], 1.0)
-            self.start[at] = start - empty.to(start.dtype)
+        empty = (mass <= 0) & (start == scale)
+        factor = factor.masked_fill(empty[:, None], 1.0)
+        self.start[at] = start - empty.to(start.dtype)
         exponent = self._exponents(scale)[start.long()]
         self.product[at] *= factor.clamp(0, 1) ** exponent[:, None]  # rounding may lead past 1
 
@@ -151,7 +161,8 @@ def compare(
     num_pairs = max(len(x[0]), len(y[0]))
     found = Similarity.begin((num_pairs,), x[0].device, scale_weights)
     for scale in reversed(range(len(scale_weights))):
-        found.multiply(scale, measure.maps(measure.statistics(x[scale]), measure.statistics(y[scale])))
+        maps = measure.maps(measure.statistics(x[scale]), measure.statistics(y[scale]))
+        found.multiply(scale, *maps.average(found.is_first(scale)))
     return found.value
 
 
@@ -196,8 +207,8 @@ def check_size(shape: Sequence[int], num_scales: int = len(SCALE_WEIGHTS)) -> No
 
 def contrast_structure(variance_x: Tensor, variance_y: Tensor, covariance: Tensor) -> Tensor:
     """cs of windows."""
-    return (2 * covariance + _C2) / (variance_x + variance_y + _C2)
+    return (2 * covariance + C2) / (variance_x + variance_y + C2)
 
 
 def _luminance(mean_x: Tensor, mean_y: Tensor) -> Tensor:
-    return (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
+    return (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)

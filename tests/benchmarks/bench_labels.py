@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from fbmem_core.audit import BETA
 from fbmem_core.canary.pictures import Picture, draw, random_creature, random_object, random_scenery
 from fbmem_core.labels import PairSimilarity, label_generation
 from fbmem_core.segmentation import Segmenter
+from fbmem_core.similarity.masked import Background, Foreground
+from fbmem_core.similarity.ms_ssim import compare
 from fbmem_core.similarity.regions import region_similarity
 
 SIZE = 256
@@ -27,6 +30,19 @@ LABELS = ("VM", "FM", "BM", "NM")
 DISTORTIONS = ("none", "jpeg", "blur", "brightness")
 PER_CELL = 10
 WAYS = (("composite", "paper"), ("composite", "release"), ("masked", "paper"), ("masked", "regions"))
+# how two masks could combine: the measure, and the mattes that it is given for the generation's a and the reference's b
+CHOICES = {
+    "foreground": {
+        "union (chosen)": (Foreground(), lambda a, b: (a, b)),
+        "intersection": (Background(), lambda a, b: (1 - a, 1 - b)),
+        "the generation's alone": (Background(), lambda a, b: (1 - a, 1 - a)),
+    },
+    "background": {
+        "common (chosen)": (Background(), lambda a, b: (a, b)),
+        "union": (Foreground(), lambda a, b: (1 - a, 1 - b)),
+        "the generation's alone": (Background(), lambda a, b: (a, a)),
+    },
+}
 SEGMENTER = Path(__file__).parents[2] / "data" / "canary" / "segmenter.onnx"
 
 
@@ -62,6 +78,7 @@ def cases(per_cell: int = PER_CELL, *, areas: tuple[float, ...] = AREAS, seed: i
 def main() -> None:
     """Print the tables."""
     drawn = cases()
+    _print_choices(drawn)
     print(f"labels: {len(drawn)} pairs of {SIZE} px, foregrounds of {AREAS[0]:.0%} to {AREAS[-1]:.0%} of the area")
     for kind, given in (("exact masks", drawn), ("the segmenter's masks", _segmented(drawn))):
         measured = {region: _measure(given, region) for region in ("composite", "masked")}
@@ -120,16 +137,31 @@ def _segmented(drawn: list[Case]) -> list[Case]:
     ]
 
 
-def _measure(given: list[Case], region: str) -> list[PairSimilarity]:
-    pairs = []
+def _batches(given: list[Case]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Pictures and mattes of some pairs at a time: x, y, alpha_x, alpha_y."""
     for first in range(0, len(given), 8):
         batch = given[first : first + 8]
-        x, y = (
-            torch.from_numpy(np.stack([case.images[side] for case in batch])).permute(0, 3, 1, 2) / 255
-            for side in (0, 1)
-        )
-        mattes = (torch.from_numpy(np.stack([case.mattes[side] for case in batch]))[:, None] for side in (0, 1))
-        found = region_similarity(x, y, *mattes, region=region)  # type: ignore[arg-type]
+        pictures = [torch.from_numpy(np.stack([case.images[side] for case in batch])) for side in (0, 1)]
+        mattes = [torch.from_numpy(np.stack([case.mattes[side] for case in batch])).float() for side in (0, 1)]
+        yield *(some.permute(0, 3, 1, 2) / 255 for some in pictures), *(some[:, None] for some in mattes)
+
+
+def _print_choices(given: list[Case]) -> None:
+    """The same curves for every way to combine two masks; no common region counts as no similarity."""
+    for criterion, ways in CHOICES.items():
+        for name, (measure, mattes) in ways.items():
+            values: list[float | None] = []
+            for x, y, alpha_x, alpha_y in _batches(given):
+                of_x, of_y = mattes(alpha_x, alpha_y)  # type: ignore[no-untyped-call]
+                found = compare(measure, measure.scales(x, of_x), measure.scales(y, of_y))
+                values += found.nan_to_num(0.0).tolist()
+            _print_roc(given, values, "masked", criterion, name)
+
+
+def _measure(given: list[Case], region: str) -> list[PairSimilarity]:
+    pairs = []
+    for batch in _batches(given):
+        found = region_similarity(*batch, region=region)  # type: ignore[arg-type]
         values = (getattr(found, criterion).tolist() for criterion in ("full", "foreground", "background"))
         pairs += [
             PairSimilarity("reference", *(None if math.isnan(v) else v for v in row))

@@ -1,13 +1,15 @@
 """Time per pair: the loop of the paper's script, batched brute force, and the engine, in one run.
 
 Pictures are crops of photographs with a drawn object before them; one generation in ten copies a reference, its
-foreground or its background. `python -m tests.benchmarks similarity [GENERATIONS REFERENCES SIZE]`.
+foreground or its background. `python -m tests.benchmarks similarity [GENERATIONS REFERENCES SIZE]`;
+`python -m tests.benchmarks.bench_similarity growth 100000` measures the growth alone, on to that many references.
 """
 
 import resource
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,12 +23,16 @@ from fbmem_core.canary.pictures import draw_object, random_creature, random_obje
 from fbmem_core.image_sets import ImageSet, Planes
 from fbmem_core.neighbors import FLOOR, nearest_references
 from fbmem_core.similarity.regions import MEASURES, region_similarity
+from fbmem_core.similarity.sscd import Sscd
 
 NUM_LOOP_PAIRS = 4
 NUM_BRUTE_PAIRS = 16
 NUM_COMPLETE = 20  # generations at floor 0
-GROWTH = (500, 5_000, 50_000)
+GROWTH = (500, 5_000, 50_000)  # `bench_similarity growth 100000` adds more
 GROWTH_SIZE = 176
+PHOTOGRAPHS = (
+    "astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket",
+)  # fmt: skip
 
 
 def main(num_generations: int = 200, num_references: int = 500, size: int = 512) -> None:
@@ -55,15 +61,14 @@ def main(num_generations: int = 200, num_references: int = 500, size: int = 512)
             took = _seconds(lambda run=run: list(run()))
             each = 1000 * took / len(asked) / num_references
             print(f"{each:>12.3f} {loop / each:>8.0f} {brute / each:>8.1f}  {region}, {what}")
+    _print_sscd(generations, loop, num_generations, num_references)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
     _print_growth()
 
 
 def pictures(num: int, size: int, *, seed: int, prefix: str, copied: ImageSet | None = None) -> ImageSet:
     """Crops of photographs with drawn objects; of each ten, one copies the whole, one or the other region."""
-    from sklearn.datasets import load_sample_images
-
-    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    photographs = _photographs()
     rng = np.random.default_rng(seed)
     images, alphas = np.empty((num, size, size, 3), np.uint8), np.empty((num, size, size), np.uint8)
     for row in range(num):
@@ -82,6 +87,15 @@ def pictures(num: int, size: int, *, seed: int, prefix: str, copied: ImageSet | 
         mixed = scenery * (1 - alpha[..., None]) + foreground * alpha[..., None] + rng.normal(size=(size, size, 1)) * 3
         images[row], alphas[row] = np.clip(mixed, 0, 255).round(), np.round(alpha * 255)
     return ImageSet(tuple(f"{prefix}{row}" for row in range(num)), images, alphas, np.ones(num, bool))
+
+
+def _photographs() -> list[Image.Image]:
+    """Colour photographs that come with scikit-image and scikit-learn; nothing is downloaded."""
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    some = [getattr(data, name)() for name in PHOTOGRAPHS]
+    return [Image.fromarray(image) for image in [*some, *load_sample_images().images]]
 
 
 def _crop(rng: np.random.Generator, photographs: list[Image.Image], size: int) -> np.ndarray:
@@ -129,12 +143,33 @@ def _time_brute(generations: ImageSet, references: ImageSet, region: str) -> flo
     return 1000 * _seconds(run) / NUM_BRUTE_PAIRS
 
 
-def _print_growth() -> None:
+def _print_sscd(images: ImageSet, loop: float, num_generations: int, num_references: int) -> None:
+    """The cost of descriptors of foreground and background by a network of SSCD's size; its weights are random."""
+    from torchvision.models import resnet50
+
+    network = resnet50(weights=None)
+    network.fc = torch.nn.Linear(network.fc.in_features, 512)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch prefers torch.export by now
+        path = Path(folder) / "random.torchscript.pt"
+        torch.jit.trace(network.eval(), torch.zeros(1, 3, 320, 320)).save(str(path))
+        sscd = Sscd(path)
+    pixels, alphas = images.tensors(torch.arange(min(8, len(images))))
+    took = _seconds(lambda: [sscd.descriptors(pixels, shown) for shown in (alphas, 1 - alphas)])
+    each = 1000 * took / len(pixels)
+    for what, pair in (
+        ("a pair at a time", 2 * each),
+        ("once per image", each * (num_generations + num_references) / num_generations / num_references),
+    ):
+        print(f"{pair:>12.3f} {loop / pair:>8.1f} {'':>8}  SSCD's ResNet-50 (random weights, 320 px), {what}")
+
+
+def _print_growth(sizes: tuple[int, ...] = GROWTH) -> None:
     """Time of a few generations against ever more references on disk, and the exponent of its growth."""
     few = pictures(200, GROWTH_SIZE, seed=3, prefix="r")
     asked = pictures(10, GROWTH_SIZE, seed=4, prefix="g", copied=few)
     took = []
-    for num in GROWTH:
+    for num in sizes:
         with tempfile.TemporaryDirectory() as folder:
             planes = Planes(_on_disk(few, num, Path(folder)), "masked")
             took.append(_seconds(lambda planes=planes: list(nearest_references(asked, planes))))
@@ -142,7 +177,7 @@ def _print_growth() -> None:
         held, mapped = (int(status[name].split()[0]) / 2**20 for name in ("RssAnon", "RssFile"))
         what = f"{len(asked)} x {num} at {GROWTH_SIZE} px, references on disk"
         print(f"{what}: {took[-1]:.1f} s; memory held {held:.1f} GiB, mapped files {mapped:.1f} GiB")
-    exponent = np.polyfit(np.log(GROWTH), np.log(took), 1)[0]
+    exponent = np.polyfit(np.log(sizes), np.log(took), 1)[0]
     print(f"time grows with the number of references to the power of {exponent:.2f}")
 
 
@@ -170,4 +205,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    if sys.argv[1:2] == ["growth"]:
+        _print_growth((*GROWTH, *map(int, sys.argv[2:])))
+    else:
+        main(*map(int, sys.argv[1:]))

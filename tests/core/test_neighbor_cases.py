@@ -11,7 +11,8 @@ from fbmem_core.audit import CRITERIA, TAU
 from fbmem_core.errors import InputError
 from fbmem_core.image_sets import ImageSet, Planes
 from fbmem_core.labels import label_generation
-from fbmem_core.neighbors import nearest_references, pair_similarities
+from fbmem_core.neighbors import nearest_pairs, nearest_references, pair_similarities
+from fbmem_core.similarity import bounds, fused
 from tests.core.test_image_sets import image_set
 from tests.core.test_ms_ssim import SIDE, images, patch, variant
 from tests.core.test_neighbors import BASES, FLOORS, REGIONS, THING, generation_set, of, reference_set
@@ -131,8 +132,9 @@ def test_a_generation_has_the_same_neighbors_alone_and_among_others(generations,
 def test_how_much_is_compared_at_once_does_not_matter(generations, references, monkeypatch, floor):
     expected = list(nearest_references(generations, references, floor=floor))
     monkeypatch.setattr(neighbors_module, "_BLOCK", 4)
-    monkeypatch.setattr(neighbors_module, "_CHUNK_FLOATS", 3 * 3 * SIDE * SIDE)
-    monkeypatch.setattr(neighbors_module, "_PLANE_BYTES", 2 * 16 * 3 * SIDE * SIDE)
+    for comparison in fused.FUSED.values():
+        monkeypatch.setattr(type(comparison), "chunk_floats", 3 * 3 * SIDE * SIDE)
+    monkeypatch.setattr(bounds, "_STATISTICS_BYTES", 2 * 16 * 3 * SIDE * SIDE)
     for (name, found), (expected_name, neighbors) in zip(
         nearest_references(generations, references, floor=floor), expected, strict=True
     ):
@@ -157,6 +159,21 @@ def test_without_references_there_are_no_neighbors(generations, references, floo
     nobody = {name: [] for name in generations.ids}
     assert dict(nearest_references(generations, references.select([]), floor=floor)) == nobody
     assert dict(pair_similarities(generations, references.select([]))) == nobody
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("floor", [0.0, 0.6])
+def test_one_pass_gives_the_neighbors_and_every_value_of_their_pairs(generations, references, region, floor):
+    expected = dict(nearest_references(generations, references, region=region, floor=floor))
+    found = list(nearest_pairs(generations, references, region=region, floor=floor))
+    assert {name: listed for name, listed, _ in found} == expected
+    for name, listed, pairs in found:
+        wanted = [(name, n.reference_id) for n in listed]
+        again = dict(pair_similarities(generations, references, wanted, region=region))[name]
+        assert [pair.reference_id for pair in pairs] == [pair.reference_id for pair in again]
+        for pair, other in zip(pairs, again, strict=True):
+            for criterion in CRITERIA:
+                assert getattr(pair, criterion) == pytest.approx(getattr(other, criterion), abs=1e-6)
 
 
 def test_without_generations_nothing_is_found(generations, references):

@@ -28,7 +28,8 @@ def bounds(measure, x, y, alpha_x, alpha_y):
     found = Similarity.begin((len(x),), x.device)
     yield found.value
     for scale in reversed(range(5)):
-        found.multiply(scale, measure.maps(*(measure.statistics(side[scale]) for side in planes)))
+        maps = measure.maps(*(measure.statistics(side[scale]) for side in planes))
+        found.multiply(scale, *maps.average(found.is_first(scale)))
         yield found.value
 
 

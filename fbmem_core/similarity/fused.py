@@ -1,0 +1,169 @@
+"""The factors of many pairs at one scale on the CPU: each pair in one pass over its planes, compiled by numba.
+
+The same numbers as `Measure.maps` gives but for rounding, which goes several times over all pixels of a pair. Where one
+image of a pair shows nothing (0 in every plane: black, or outside its foreground), the covariance is 0 and cs is what
+the other image gives alone; so the pass goes over the rectangle alone in which both show something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fbmem_core.similarity import kernels, masked_kernels
+from fbmem_core.similarity.gaussian import WINDOW_SIZE
+from fbmem_core.similarity.masked import MIN_WEIGHT, Background, Foreground
+from fbmem_core.similarity.ms_ssim import C2, Measure, Plain
+
+_REACH = WINDOW_SIZE // 2
+Arrays = tuple[np.ndarray, ...]  # of one scale of a batch of images; the first axis of each is the image
+
+
+class _Fused:
+    chunk_floats = 2**21  # of the planes of images whose statistics are held at once
+
+
+class FusedPlain(_Fused):
+    """`Plain`, pair by pair."""
+
+    def statistics(self, planes: Tensor) -> Arrays:
+        """Pixels, means, variances + C2 / 2, where each image shows something, and the sum of cs against nothing."""
+        pixels = planes.contiguous().numpy()
+        windows = (*planes.shape[:2], *(side - 2 * _REACH for side in planes.shape[2:]))
+        mean, half, alone = np.empty(windows, np.float32), np.empty(windows, np.float32), np.empty(windows[:2])
+        _share(len(planes), lambda part: _moments(pixels[part], mean[part], half[part], alone[part]))
+        return pixels, mean, half, _boxes(planes, windows, 2 * _REACH).numpy(), alone
+
+    def factors(self, x: Arrays, y: Arrays, pairs: Tensor, bright: Tensor) -> tuple[Tensor, Tensor]:
+        """[k, 3] factors and [k] masses of pairs [k, 2] of rows of x and y; with luminance where it is bright [k]."""
+        return _over_pairs(kernels.plain, x, y, pairs, bright)
+
+
+class FusedForeground(_Fused):
+    """`Foreground`, pair by pair."""
+
+    def statistics(self, planes: Tensor) -> Arrays:
+        """Padded roots and weights, blurred moments, and what each image gives against nothing: map, sums, mass."""
+        root, weight = Foreground.roots(planes)
+        padded = F.pad(torch.cat([root, weight], dim=1), (_REACH,) * 4)
+        first = _blurred(F.pad(torch.cat([planes[:, :3], weight], dim=1), (_REACH,) * 4))
+        second = _blurred(padded[:, :3] ** 2)
+        total = first[:, 3:].clamp_min(MIN_WEIGHT)
+        variance = second / total - (first[:, :3] / total) ** 2
+        alone = weight * (C2 / (variance + C2))
+        sums = torch.cat([alone, weight], dim=1).sum(dim=(2, 3), dtype=torch.float64)
+        moments = torch.cat([first[:, :3], second], dim=1)
+        return _arrays(padded, moments, alone, _boxes(weight, weight.shape, _REACH, _REACH), sums)
+
+    def factors(self, x: Arrays, y: Arrays, pairs: Tensor, bright: Tensor) -> tuple[Tensor, Tensor]:
+        """As `FusedPlain.factors`."""
+        return _over_pairs(masked_kernels.foreground, x, y, pairs, bright)
+
+
+class FusedBackground(_Fused):
+    """`Background`, pair by pair."""
+
+    def statistics(self, planes: Tensor) -> Arrays:
+        """Padded colours where it is clear, and where that is."""
+        clear = planes[:, 3:]
+        return _arrays(F.pad(torch.cat([planes[:, :3] * clear, clear], dim=1), (_REACH,) * 4))
+
+    def factors(self, x: Arrays, y: Arrays, pairs: Tensor, bright: Tensor) -> tuple[Tensor, Tensor]:
+        """As `FusedPlain.factors`."""
+        return _over_pairs(masked_kernels.background, x, y, pairs, bright)
+
+
+FUSED = {Plain: FusedPlain(), Foreground: FusedForeground(), Background: FusedBackground()}
+
+
+class Batched:
+    """Any measure on any device, one row of x after another, by `Measure.maps`."""
+
+    chunk_floats = 2**18  # so that products stay in the cache
+
+    def __init__(self, measure: Measure) -> None:
+        self._measure = measure
+
+    def statistics(self, planes: Tensor) -> tuple[Tensor, ...]:
+        """Those of the measure."""
+        return self._measure.statistics(planes)
+
+    def factors(
+        self, x: tuple[Tensor, ...], y: tuple[Tensor, ...], pairs: Tensor, bright: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `FusedPlain.factors`."""
+        factors = torch.empty(len(pairs), 3, device=pairs.device)
+        masses = torch.empty(len(pairs), device=pairs.device)
+        for row in pairs[:, 0].unique().tolist():
+            at = (pairs[:, 0] == row).nonzero()[:, 0]
+            maps = self._measure.maps(tuple(of[row : row + 1] for of in x), tuple(of[pairs[at, 1]] for of in y))
+            factors[at], masses[at] = maps.average(bright[at])
+        return factors, masses
+
+
+def comparison(measure: Measure, device: torch.device) -> Any:
+    """What computes statistics of images and factors of pairs fastest."""
+    return FUSED[type(measure)] if device.type == "cpu" else Batched(measure)
+
+
+def _moments(planes: np.ndarray, mean: np.ndarray, half: np.ndarray, alone: np.ndarray) -> None:
+    kernels.moments(*(of.reshape(-1, *of.shape[2:]) for of in (planes, mean, half, alone)))
+
+
+def _arrays(*tensors: Tensor) -> Arrays:
+    return tuple(tensor.contiguous().numpy() for tensor in tensors)
+
+
+def _boxes(planes: Tensor, windows: tuple[int, ...], before: int, after: int = 0) -> Tensor:
+    """[n, 4]: top, bottom, left, right of the windows that see anything but 0; empty where none does."""
+    shown = (planes != 0).any(dim=1)
+    sides = []
+    for axis, length in ((2, windows[-2]), (1, windows[-1])):
+        line = shown.any(dim=axis).to(torch.int8)
+        first, last = line.argmax(dim=1), line.shape[1] - line.flip(1).argmax(dim=1)
+        some = line.any(dim=1)
+        sides += [(first - before).clamp(0, length) * some, (last + after).clamp(0, length) * some]
+    return torch.stack(sides, dim=1)
+
+
+def _blurred(planes: Tensor) -> Tensor:
+    flat = planes.flatten(0, -3).contiguous()
+    blurred = torch.empty(len(flat), *(side - 2 * _REACH for side in flat.shape[1:]))
+    _share(len(flat), lambda part: kernels.blur(flat.numpy()[part], blurred.numpy()[part]))
+    return blurred.unflatten(0, planes.shape[:-2])
+
+
+def _over_pairs(
+    kernel: Callable[..., None], x: Arrays, y: Arrays, pairs: Tensor, bright: Tensor
+) -> tuple[Tensor, Tensor]:
+    factors, masses = torch.empty(len(pairs), 3), torch.empty(len(pairs))
+    rows, flags = pairs.contiguous().numpy(), bright.contiguous().numpy()
+    _share(
+        len(pairs),
+        lambda part: kernel(x, y, rows[part], flags[part], factors.numpy()[part], masses.numpy()[part]),
+    )
+    return factors, masses
+
+
+def _share(num: int, run: Callable[[slice], None]) -> None:
+    """Run over all of `num` items, in as many threads as torch uses."""
+    threads = torch.get_num_threads()
+    size = max(1, min(-(-num // threads), 64))
+    parts = [slice(first, min(first + size, num)) for first in range(0, num, size)]
+    if len(parts) < 2 or threads < 2:
+        for part in parts:
+            run(part)
+        return
+    list(_pool(threads).map(run, parts))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)

@@ -1,0 +1,70 @@
+"""Pairs compared in one pass each: the same factors as the measures give plane by plane."""
+
+import pytest
+import torch
+
+from fbmem_core.image_sets import Planes
+from fbmem_core.neighbors import nearest_references
+from fbmem_core.similarity import bounds
+from fbmem_core.similarity.fused import FUSED, Batched
+from fbmem_core.similarity.regions import MEASURES
+from tests.core.test_image_sets import image_set
+from tests.core.test_ms_ssim import images, patch
+from tests.core.test_neighbors import REGIONS, generation_set, reference_set
+
+NUM_SCALES = 5
+
+
+@pytest.fixture(scope="module")
+def generations():
+    return generation_set()
+
+
+@pytest.fixture(scope="module")
+def references():
+    """Near and far, with a whole, an empty and a far corner's foreground."""
+    corner = image_set("c", images(900, 1), patch(170, 168, 5, 7))
+    known = reference_set().select(range(8))
+    pictures = torch.cat([known.tensors(torch.arange(8))[0], corner.tensors(torch.arange(1))[0]])
+    alphas = torch.cat([known.tensors(torch.arange(8))[1], corner.tensors(torch.arange(1))[1]])
+    return image_set("r", pictures, alphas)
+
+
+def assert_same_factors(measure, x, y, pairs, bright):
+    both = []
+    for by in (FUSED[type(measure)], Batched(measure)):
+        both.append(by.factors(by.statistics(x), by.statistics(y), pairs, bright))
+    (factors, masses), (expected_factors, expected_masses) = both
+    assert factors == pytest.approx(expected_factors.numpy(), abs=2e-5)
+    assert masses == pytest.approx(expected_masses.numpy(), rel=1e-5, abs=1e-3)
+
+
+@pytest.mark.parametrize("scale", range(NUM_SCALES))
+@pytest.mark.parametrize(("region", "part"), [(r, part) for r in REGIONS for part in MEASURES[r]])
+def test_factors_are_those_of_the_measure(generations, references, region, part, scale):
+    x = Planes(generations, region)(part, scale, torch.arange(len(generations)))
+    y = Planes(references, region)(part, scale, torch.arange(len(references)))
+    pairs = torch.cartesian_prod(torch.arange(len(x)), torch.arange(len(y)))
+    for bright in (pairs.sum(dim=1) % 2 == 0, torch.zeros(len(pairs), dtype=torch.bool)):
+        assert_same_factors(MEASURES[region][part], x, y, pairs, bright)
+
+
+@pytest.mark.parametrize("part", ["full", "foreground", "background"])
+def test_sides_may_differ_and_be_odd(part):
+    measure = MEASURES["masked"][part]
+    planes = [measure.planes(images(at, 1, 41, 67), patch(5, 3, 20, 33, 67)[..., :41, :]) for at in (1, 2)]
+    pairs = torch.tensor([[0, 0], [0, 1], [1, 1]])
+    assert_same_factors(measure, *(p.expand(2, -1, -1, -1) for p in planes), pairs, torch.tensor([False, True, False]))
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_the_search_finds_the_same_where_pairs_are_compared_plane_by_plane(
+    generations, references, region, monkeypatch
+):
+    expected = list(nearest_references(generations, references, region=region))
+    monkeypatch.setattr(bounds, "comparison", lambda measure, device: Batched(measure))
+    for (_, found), (_, neighbors) in zip(
+        nearest_references(generations, references, region=region), expected, strict=True
+    ):
+        assert [(n.criterion, n.reference_id) for n in found] == [(n.criterion, n.reference_id) for n in neighbors]
+        assert [n.similarity for n in found] == pytest.approx([n.similarity for n in neighbors], abs=1e-5)
