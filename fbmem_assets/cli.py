@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -64,6 +65,8 @@ def audit(file: Path, store: str, until: str | None) -> None:
     from fbmem_assets.definitions import STAGES, assets, checks
     from fbmem_assets.partitions import register_audit
     from fbmem_assets.resources import AuditStore
+    from fbmem_assets.runs import HOLDER_TAG, end_dead_runs
+    from fbmem_core.store.locks import partition_lock
     from fbmem_core.store.tables import Store
 
     stages = [module.STAGE for module in STAGES]
@@ -74,15 +77,19 @@ def audit(file: Path, store: str, until: str | None) -> None:
     click.echo(f"auditing {key}", err=True)
     chosen = stages if until is None else stages[: stages.index(until) + 1]
     parts: list[Any] = [*assets, *checks]
-    result = dg.materialize(
-        parts,
-        instance=instance,
-        partition_key=key,
-        resources={"store": resource},
-        selection=dg.AssetSelection.groups(*chosen),
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        raise_on_error=False,
-    )
+    end_dead_runs(instance, resource.locks)
+    holder = f"{socket.gethostname()} process {os.getpid()}"
+    with partition_lock(resource.locks, key, holder):
+        result = dg.materialize(
+            parts,
+            instance=instance,
+            partition_key=key,
+            resources={"store": resource},
+            selection=dg.AssetSelection.groups(*chosen),
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            tags={HOLDER_TAG: holder},
+            raise_on_error=False,
+        )
     if not result.success:
         _explain_failure(result)
     _print_outcome(resource, key, result, chosen)

@@ -24,6 +24,7 @@ from fbmem_assets import (  # noqa: E402
     seed_agreement,
     similarities,
 )
+from fbmem_assets.executors import choose_executor  # noqa: E402
 from fbmem_assets.resources import AuditStore, store_root  # noqa: E402
 from fbmem_assets.sensors import JOB, changed_checkpoints, reaudit  # noqa: E402
 
@@ -37,8 +38,8 @@ checks = dg.load_asset_checks_from_modules(STAGES)
 audit_job = dg.define_asset_job(
     JOB,
     selection=dg.AssetSelection.all(),
-    description="The whole audit of one checkpoint, in one process, so that models are loaded once.",
-    config={"execution": {"config": {"in_process": {}}}},
+    description="The whole audit of one checkpoint. In one process, which loads a model once, unless told otherwise.",
+    executor_def=choose_executor(),
 )
 
 defs = dg.Definitions(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -14,6 +15,7 @@ import dagster as dg
 from tqdm import tqdm
 
 from fbmem_assets.partitions import registered_audit
+from fbmem_assets.runs import HOLDER_TAG, PARTITION_TAG
 from fbmem_core.audit import Audit
 from fbmem_core.diffusion.checkpoint import Checkpoint
 from fbmem_core.store.locks import partition_lock
@@ -47,12 +49,17 @@ class AuditStore(dg.ConfigurableResource):
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[AuditStore]:
         """Dagster gives it to the steps of a run, which holds its partition so that no other run writes there."""
         run = context.run
-        key = run.tags.get("dagster/partition") if run is not None else None
+        key = run.tags.get(PARTITION_TAG) if run is not None else None
         if run is None or key is None:
             yield self
             return
-        with partition_lock(self.tables.local / "locks", key, run.run_id):
+        with partition_lock(self.locks, key, run.tags.get(HOLDER_TAG, run.run_id)):
             yield self
+
+    @property
+    def locks(self) -> Path:
+        """Where the locks of partitions lie."""
+        return self.tables.local / "locks"
 
     @property
     def tables(self) -> Store:

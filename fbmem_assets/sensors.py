@@ -21,6 +21,7 @@ from dagster import DefaultScheduleStatus, DefaultSensorStatus
 
 from fbmem_assets.partitions import checkpoint_partitions, partition_key, partitions_of, record_audit
 from fbmem_assets.resources import AuditStore
+from fbmem_assets.runs import PARTITION_TAG, end_dead_runs, is_running
 from fbmem_core.audit import Audit, dump_audit, load_audit
 from fbmem_core.diffusion.checkpoint import Checkpoint, find_checkpoint, hub_revision, pipeline_files, stamp
 from fbmem_core.errors import FbmemError
@@ -32,11 +33,6 @@ JOB = "audit"
 INTERVAL_SECONDS = 15
 _HASHING_SECONDS = 20.0  # that all of a tick waits for hashing; Dagster ends a tick after 60
 _HUB_EVERY_SECONDS = 300.0
-_PARTITION_TAG = "dagster/partition"
-_UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING,
-]  # fmt: skip
 
 
 class Seen(NamedTuple):
@@ -71,6 +67,7 @@ def changed_checkpoints(context: dg.SensorEvaluationContext, store: AuditStore) 
     requests: dict[str, dg.RunRequest] = {}
     messages = []
     deadline = time.monotonic() + _HASHING_SECONDS
+    end_dead_runs(context.instance, store.locks)
     for file in audit_files():
         after[str(file)] = seen = before.get(str(file), Seen())
         try:
@@ -116,7 +113,7 @@ def reaudit(context: dg.ScheduleEvaluationContext, store: AuditStore) -> Iterato
             context.log.info(f"{file.name}: {error}")
             continue
         for key in partitions_of(store.tables, audit.name)[-1:]:
-            if not _is_running(context.instance, key):
+            if not is_running(context.instance, key):
                 requested = True
                 yield dg.RunRequest(run_key=f"{context.scheduled_execution_time}:{key}", partition_key=key)
     if not requested:
@@ -181,12 +178,7 @@ def _run_key(instance: dg.DagsterInstance, key: str, audit: Audit) -> str:
     It holds the settings, the version of fbmem and how many runs failed: an audit that failed runs again when its file,
     its checkpoint's files or fbmem are touched, one that went well does not.
     """
-    if _is_running(instance, key):
+    if is_running(instance, key):
         raise Waiting(f"{key} is being audited; waiting until it ends")
-    failed = dg.RunsFilter(tags={_PARTITION_TAG: key}, statuses=[dg.DagsterRunStatus.FAILURE])
+    failed = dg.RunsFilter(tags={PARTITION_TAG: key}, statuses=[dg.DagsterRunStatus.FAILURE])
     return f"{key}:{digest(dump_audit(audit), version('fbmem'))}:{instance.get_runs_count(failed)}"
-
-
-def _is_running(instance: dg.DagsterInstance, key: str) -> bool:
-    unfinished = dg.RunsFilter(tags={_PARTITION_TAG: key}, statuses=_UNFINISHED)
-    return instance.get_runs_count(unfinished) > 0

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from fbmem_assets.executors import pool_of, step_tags
 from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.resources import AuditStore
 from fbmem_core.store.schemas import TABLES
@@ -26,6 +27,8 @@ def table_asset(
         group_name=stage,
         deps=list(deps),
         kinds={"parquet", *(kinds or set())},
+        pool=pool_of(table),
+        op_tags=step_tags(table),
         metadata={
             "table": table,
             "grain": TABLES[table].grain,

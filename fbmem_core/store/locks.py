@@ -11,13 +11,13 @@ from fbmem_core.errors import InputError
 
 
 @contextmanager
-def partition_lock(folder: Path, checkpoint: str, run_id: str) -> Iterator[None]:
+def partition_lock(folder: Path, checkpoint: str, holder: str) -> Iterator[None]:
     """Hold the partition for one run; several processes of the same run may hold it together.
 
     Args:
         folder: Of a local disk, where the lock files lie.
         checkpoint: The partition.
-        run_id: The run.
+        holder: Names the run in the message that another one gets.
 
     Raises:
         InputError: Another run holds it.
@@ -28,13 +28,13 @@ def partition_lock(folder: Path, checkpoint: str, run_id: str) -> Iterator[None]
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read()
-            if holder != run_id:
+            other = file.read()
+            if other != holder:
                 cure = "Wait until it ends, or stop it."
-                raise InputError(f"no other run of {checkpoint}", f"run {holder} at work", cure=cure) from None
+                raise InputError(f"no other run of {checkpoint}", f"one at work: {other}", cure=cure) from None
         else:
             file.truncate(0)
-            file.write(run_id)
+            file.write(holder)
             file.flush()
         fcntl.flock(file, fcntl.LOCK_SH)
         yield

@@ -106,7 +106,7 @@ def test_a_second_run_of_a_partition_gets_one_line(audit, undisturbed, tmp_path)
         process.wait()
     assert run.exit_code == 2
     [line] = [line for line in run.stderr.splitlines() if line.startswith("fbmem: ")]
-    assert f"Expected no other run of {key}, but got run first at work. Wait until it ends" in line
+    assert f"Expected no other run of {key}, but got one at work: first. Wait until it ends" in line
     assert "Traceback" not in run.stderr
     assert audit(store.root).exit_code == 0  # the killed one holds nothing any more
 

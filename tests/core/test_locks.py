@@ -15,7 +15,7 @@ KEY = "mine-0123456789ab"
 
 def test_another_run_is_refused_by_name_until_the_lock_is_free(tmp_path):
     with partition_lock(tmp_path, KEY, "one"):
-        message = rf"^Expected no other run of {KEY}, but got run one at work\. Wait until it ends, or stop it\.$"
+        message = rf"^Expected no other run of {KEY}, but got one at work: one\. Wait until it ends, or stop it\.$"
         with pytest.raises(InputError, match=message), partition_lock(tmp_path, KEY, "two"):
             pass
         with partition_lock(tmp_path, "other-0123456789ab", "two"):
