@@ -264,6 +264,13 @@ def _print_outcome(store: Any, key: str, result: dg.ExecuteInProcessResult, chos
         table = label_table(store, key).filter(pl.col("rule") == rule).drop("rule")
         click.echo(f"\ngenerations of {key} by kind of prompt and label, rule {rule}")
         _print_table(table)
+    methods = store.audit(key)[0].mitigations.methods
+    if "scores" in chosen and methods:
+        from fbmem_assets.scores import method_table
+
+        click.echo(f"\nmitigations of {key}: score, share of each label among memorized prompts' images, price")
+        _print_table(method_table(store, key))
+        click.echo("every method, on more images and under attack: fbmem audit data/audits/canary-mitigations.yaml")
     if "report" in chosen:
         click.echo(f"tables: {store.tables.root / 'fbmem.duckdb'}")
         click.echo("ask:    fbmem sql \"select label, count(*) from labels where method = 'none' group by label\"")

@@ -55,6 +55,10 @@ def make_slice(folder: Path, *, prompts=SLICE_PROMPTS, references=SLICE_REFERENC
         "neurons": {
             "unmemorized_prompts": str(CANARY / "unmemorized_prompts.txt"), "num_seeds": 2, "num_threshold_prompts": 20,
         },
+        "mitigations": {
+            "methods": ["random", "nemo_c", {"method": "fade", "options": {"num_unmemorized": 20}}],
+            "attacks": ["paraphrase"], "num_attacked": 3, "attempts": 1,
+        },
     } | changes  # fmt: skip
     path = folder / "slice.yaml"
     path.write_text(yaml.safe_dump(audit), encoding="utf-8")

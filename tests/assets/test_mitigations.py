@@ -1,0 +1,100 @@
+"""Stages mitigations, retriggers and scores on a part of the canary."""
+
+import polars as pl
+import pytest
+
+from fbmem_core.evaluation.scores import mitigation_score
+from fbmem_core.store.tables import Store
+from tests.assets.conftest import NUM_SEEDS, SLICE_PROMPTS
+
+METHODS = ("random", "nemo_c", "fade")
+MEMORIZED = tuple(p for p in SLICE_PROMPTS if not p.startswith("public"))
+
+
+@pytest.fixture(scope="module")
+def tables(audited):
+    assert audited[2].exit_code == 0, audited[2].stderr
+    store = Store(audited[0])
+    [key] = store.partitions("checkpoints")
+    return lambda name: store.read(name, key)
+
+
+def labels(tables, method):
+    rows = tables("labels").filter(
+        (pl.col("method") == method) & (pl.col("region") == "masked") & (pl.col("rule") == "paper")
+    )
+    return {
+        (prompt_id, seed): label for prompt_id, seed, label in rows.select("prompt_id", "seed", "label").iter_rows()
+    }
+
+
+def test_every_method_has_the_images_of_the_model_as_it_is(tables):
+    images = tables("generations").group_by("method").agg(pl.struct("prompt_id", "seed").sort()).to_dicts()
+    of = {row["method"]: row["prompt_id"] for row in images}
+    assert set(of) == {"none", *METHODS}
+    assert all(of[method] == of["none"] for method in METHODS)
+    assert len(of["none"]) == NUM_SEEDS * len(SLICE_PROMPTS)
+    masked = {image_id.split("/")[0] for image_id in tables("masks")["image_id"] if "/" in image_id}
+    assert masked == set(of)
+
+
+def test_random_neurons_leave_the_memory_and_chosen_ones_remove_it(tables):
+    scores = {row["method"]: row for row in tables("mitigation_scores").to_dicts() if row["weights"] == "severity"}
+    assert scores["random"]["score"] <= 0.15 * scores["random"]["achievable"]
+    for method in ("nemo_c", "fade"):
+        assert scores[method]["score"] >= 0.6 * scores[method]["achievable"]
+
+
+def test_scores_are_those_of_the_labels_matched_by_prompt_and_seed(tables):
+    before = {key: label for key, label in labels(tables, "none").items() if key[0] in MEMORIZED}
+    for row in tables("mitigation_scores").to_dicts():
+        after = {key: label for key, label in labels(tables, row["method"]).items() if key[0] in MEMORIZED}
+        expected = mitigation_score(before, after, weights=row["weights"])
+        assert {name: row[name] for name in vars(expected)} == vars(expected)
+
+
+def test_transitions_count_every_image_once(tables):
+    table = tables("label_transitions")
+    assert set(table.group_by("method").agg(pl.col("num_generations").sum()).iter_rows()) == {
+        (method, NUM_SEEDS * len(MEMORIZED)) for method in METHODS
+    }
+
+
+def test_what_a_method_switches_off_is_in_the_tables(tables):
+    facts = {row["method"]: row for row in tables("mitigations").to_dicts()}
+    assert set(facts) == set(METHODS)
+    off = tables("mitigated_neurons")
+    assert set(off["factor"]) == {0.0}
+    sizes = {m: dict(off.filter(pl.col("method") == m).group_by("prompt_id").len().iter_rows()) for m in METHODS}
+    refined = tables("neurons").filter(pl.col("stage") == "refined").group_by("prompt_id").len()
+    assert sizes["random"] == dict(refined.iter_rows())
+    assert set(sizes["fade"]) >= set(MEMORIZED)
+    assert all(0 < facts[method]["share"] < 0.13 for method in METHODS)
+
+
+def test_the_price_is_measured_or_says_why_not(tables):
+    rows = {(r["method"], r["prompts"], r["metric"]): r for r in tables("image_quality").to_dicts()}
+    assert rows["none", "innocent", "side_effect"]["value"] == pytest.approx(1.0, abs=1e-6)
+    assert 0 < rows["fade", "innocent", "side_effect"]["value"] <= 1
+    assert rows["fade", "memorized", "brisque"]["value"] is not None
+    for row in rows.values():
+        assert (row["value"] is None) == row["status"].startswith("not measured"), row
+    assert rows["none", "memorized", "clip"]["value"] is None  # its weights cannot be had here
+
+
+def test_an_attack_has_a_row_for_each_prompt_that_has_neighbours(tables):
+    attacks = tables("retriggers")
+    clusters = dict(tables("prompt_clusters").select("prompt_id", "cluster").iter_rows())
+    expected = {
+        (method, prompt_id)
+        for method in METHODS
+        for prompt_id in MEMORIZED
+        if list(clusters.values()).count(clusters[prompt_id]) > 1
+    }
+    assert set(attacks.select("method", "prompt_id").iter_rows()) == expected
+    assert (attacks["num_returned"] <= attacks["num_attempts"]).all()
+
+
+def test_the_command_ends_with_the_table_of_methods(audited):
+    assert "mitigations of slice" in audited[2].stdout
+    assert all(method in audited[2].stdout for method in METHODS)
