@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from fbmem_assets.mitigation_commands import mitigations
 from fbmem_assets.neuron_commands import deactivate, neurons
 from fbmem_assets.resources import store_option
 from fbmem_core.audit import Region, Rule, parse_similarity
@@ -209,6 +210,7 @@ def canary(out: Path, state: Path, device: str, pictures_only: bool) -> None:
 
 main.add_command(neurons)
 main.add_command(deactivate)
+main.add_command(mitigations)
 
 
 def _instance(store: str) -> dg.DagsterInstance:

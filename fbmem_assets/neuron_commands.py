@@ -28,7 +28,7 @@ def neurons(file: Path, partition: str | None, by: str, stage: str, store: str) 
     from fbmem_core.store.tables import Store
 
     tables = Store(store)
-    key = _partition(tables, partition)
+    key = one_partition(tables, "activation_statistics", partition)
     sets, layers = _sets(tables, key, by, stage)
     if not file.parent.is_dir():
         raise InputError("a folder to write into", "none", where=file.parent, cure="Create it.")
@@ -71,14 +71,15 @@ def deactivate(checkpoint: Path, file: Path, out: Path, names: tuple[str, ...], 
     click.echo(f"{out}: {len(chosen)} neurons multiplied by {factor:g}")
 
 
-def _partition(tables: Store, partition: str | None) -> str:
-    found = tables.partitions("activation_statistics")
+def one_partition(tables: Store, table: str, partition: str | None) -> str:
+    """The partition that was named, or the only one of which the table holds anything; else InputError."""
+    found = tables.partitions(table)
     if partition is None and len(found) == 1:
         return found[0]
     if partition not in found:
         got = f"`{partition}`" if partition else f"{len(found)} of them"
         cure = f"Give --partition, one of: {', '.join(found)}." if found else "Run `fbmem audit` first."
-        raise InputError("one partition with neurons", got, where=tables.root, cure=cure)
+        raise InputError(f"one partition of `{table}`", got, where=tables.root, cure=cure)
     return partition
 
 

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 STAGE = "scores"
 MEMORIZED, INNOCENT = "memorized", "innocent"
 _IMAGE = ["method", "prompt_id", "seed"]
+_PRICES = {
+    "brisque": MEMORIZED,
+    "diversity": MEMORIZED,
+    "side_effect": INNOCENT,
+}  # of the method table: on which prompts
 
 
 @table_asset(table="mitigation_scores", stage=STAGE, deps=["labels", "mitigated_labels"])
@@ -93,28 +98,38 @@ def no_mitigated_image_was_lost(context: dg.AssetCheckExecutionContext, store: A
 
 
 def method_table(store: AuditStore, key: str) -> pl.DataFrame:
-    """One row per method: what the README shows of a mitigation; `none` first, then in the order of the audit file."""
+    """One row per method, `none` first: score with its interval, labels left, share of neurons, price, what returns.
+
+    Labels and quality are of the prompts and seeds that mitigations were tried on; `side_effect` is that of innocent
+    prompts, `paraphrase` and `adversarial` the share of attempts that bring the memory back.
+    """
     tables = store.tables
     names = [UNMITIGATED, *(spec.title for spec in store.audit(key)[0].mitigations.methods)]
     scores = tables.read("mitigation_scores", key).filter(pl.col("weights") == "severity")
-    left = _rates(store, key)
-    quality = tables.read("image_quality", key).with_columns(
-        pl.concat_str("metric", pl.lit("_"), "prompts").alias("what")
-    )
-    wide = quality.pivot("what", index="method", values="value") if len(quality) else pl.DataFrame({"method": names})
-    attacked = (
+    attempts = (
         tables.read("retriggers", key)
         .group_by("method", "attack")
         .agg((pl.col("num_returned").sum() / pl.col("num_attempts").sum()).alias("share"))
     )
-    returned = (
-        attacked.pivot("attack", index="method", values="share") if len(attacked) else pl.DataFrame({"method": names})
-    )
-    table = pl.DataFrame({"method": names}).join(scores.drop("checkpoint", "weights"), on="method", how="left")
-    shares = tables.read("mitigations", key).select("method", "share")
-    for other in (left, shares, wide, returned):
-        table = table.join(other, on="method", how="left", maintain_order="left")
+    columns = [
+        scores.select("method", "score", "low", "high", "achievable"),
+        _rates(store, key).select("method", "VM", "FM", "BM"),
+        tables.read("mitigations", key).select("method", "share"),
+        *(_price(store, key, metric, prompts) for metric, prompts in _PRICES.items()),
+        *(
+            attempts.filter(pl.col("attack") == attack).select("method", pl.col("share").alias(attack))
+            for attack in store.audit(key)[0].mitigations.attacks
+        ),
+    ]
+    table = pl.DataFrame({"method": names})
+    for some in columns:
+        table = table.join(some, on="method", how="left", maintain_order="left")
     return table
+
+
+def _price(store: AuditStore, key: str, metric: str, prompts: str) -> pl.DataFrame:
+    rows = store.tables.read("image_quality", key).filter((pl.col("metric") == metric) & (pl.col("prompts") == prompts))
+    return rows.select("method", pl.col("value").alias(metric))
 
 
 def _rates(store: AuditStore, key: str) -> pl.DataFrame:

@@ -38,14 +38,16 @@ def test_the_make_targets_of_the_readme_exist(command):
 def test_the_audit_file_of_the_readme_is_valid(tmp_path, tiny_checkpoint):
     from fbmem_core.audit import load_audit
 
-    [text] = re.findall(r"```yaml\n(.+?)```", README, flags=re.DOTALL)
+    text = "".join(re.findall(r"```yaml\n(.+?)```", README, flags=re.DOTALL))  # the sections add to the first file
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "my-model").symlink_to(tiny_checkpoint)
     folder = tmp_path / "audits"
     (folder / "training-images").mkdir(parents=True)
     (folder / "prompts.csv").write_text("prompt\na cat\n", "utf-8")
     (folder / "my-audit.yaml").write_text(text, "utf-8")
-    assert load_audit(folder / "my-audit.yaml").name == "my-model"
+    audit = load_audit(folder / "my-audit.yaml")
+    assert audit.name == "my-model"
+    assert len(audit.mitigations.methods) == 6
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/neurons.md", "docs/mitigations.md"])

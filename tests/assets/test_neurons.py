@@ -121,7 +121,10 @@ def test_a_set_or_a_partition_that_is_not_there_is_one_line_and_status_2(audited
             ["deactivate", CANARY / "checkpoint", file, tmp_path / "out", "--name", "nobody"],
             "Expected the name of a set",
         ),
-        (["neurons", file, "--partition", "other-000000000000", "--store", audited[0]], "Expected one partition"),
+        (
+            ["neurons", file, "--partition", "other-000000000000", "--store", audited[0]],
+            "Expected one partition of `activation_statistics`",
+        ),
         (["neurons", file, "--store", tmp_path], "Run `fbmem audit` first."),
         (["neurons", tmp_path / "none" / "sets.csv", "--store", audited[0]], "Expected a folder to write into"),
     ):
