@@ -13,12 +13,12 @@ from torch import Tensor
 from fbmem_core.audit import CRITERIA
 from fbmem_core.errors import InputError
 from fbmem_core.image_sets import Planes
-from fbmem_core.similarity.fused import comparison
+from fbmem_core.similarity.fused import comparison, joined
 from fbmem_core.similarity.ms_ssim import SCALE_WEIGHTS, Similarity
 
 COARSEST = len(SCALE_WEIGHTS) - 1
 PARTS = CRITERIA[:3]  # full, foreground, background; `average` is made of the last two
-_STATISTICS_BYTES = 1536 * 2**20  # of the generations that are compared at once
+_STATISTICS_BYTES = 1024 * 2**20  # of the generations that are compared at once
 
 
 class PairBounds:
@@ -96,7 +96,9 @@ class PairBounds:
         by, found = comparison(self.references.measures[part], self.device), self._found[part]
         floats = self.references(part, scale, columns[:1]).numel()
         for rows in pairs.any(dim=1).nonzero()[:, 0].split(max(1, _STATISTICS_BYTES // (16 * floats))):
-            ours = by.statistics(self.generations(part, scale, rows))
+            # a few at a time, as making them takes several times their memory
+            some = rows.split(max(1, by.chunk_floats // floats))
+            ours = joined([by.statistics(self.generations(part, scale, few)) for few in some])
             of_rows = pairs[rows]
             for used in of_rows.any(dim=0).nonzero()[:, 0].split(max(1, by.chunk_floats // floats)):
                 theirs = by.statistics(self.references(part, scale, used))

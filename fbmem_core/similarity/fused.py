@@ -108,6 +108,14 @@ class Batched:
         return factors, masses
 
 
+def joined(statistics: list[Any]) -> Any:
+    """The statistics of batches of images as those of all of them."""
+    if len(statistics) == 1:
+        return statistics[0]
+    join: Any = torch.cat if isinstance(statistics[0][0], Tensor) else np.concatenate
+    return tuple(join(parts) for parts in zip(*statistics, strict=True))
+
+
 def comparison(measure: Measure, device: torch.device) -> Any:
     """What computes statistics of images and factors of pairs fastest."""
     return FUSED[type(measure)] if device.type == "cpu" else Batched(measure)
