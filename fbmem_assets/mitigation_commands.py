@@ -27,7 +27,7 @@ def mitigations(file: Path | None, partition: str | None, store: str) -> None:
     for line in markdown_lines(table.columns, table.rows()):
         click.echo(line)
     if file is not None:
-        table.write_csv(file, float_precision=3)
+        table.write_csv(file, float_precision=6)
 
 
 def markdown_lines(header: list[str], rows: list[tuple[object, ...]]) -> list[str]:

@@ -16,6 +16,12 @@ SLICE_REFERENCES = (
     "clockwork_owl", "zibble", "hotel_azul", "quillby", "kestrel_studio", "public_000", "public_001", "public_002",
 )  # fmt: skip
 NUM_SEEDS = 2
+MITIGATIONS = {
+    "methods": ["random", "nemo_c", {"method": "fade", "options": {"num_unmemorized": 20}}],
+    "attacks": ["paraphrase"],
+    "num_attacked": 3,
+    "attempts": 1,
+}
 # what `make` exports and the command sets when they are missing
 VARIABLES = ("DAGSTER_HOME", "FBMEM_DAGSTER", "FBMEM_STORE")
 
@@ -55,10 +61,7 @@ def make_slice(folder: Path, *, prompts=SLICE_PROMPTS, references=SLICE_REFERENC
         "neurons": {
             "unmemorized_prompts": str(CANARY / "unmemorized_prompts.txt"), "num_seeds": 2, "num_threshold_prompts": 20,
         },
-        "mitigations": {
-            "methods": ["random", "nemo_c", {"method": "fade", "options": {"num_unmemorized": 20}}],
-            "attacks": ["paraphrase"], "num_attacked": 3, "attempts": 1,
-        },
+        "mitigations": {},
     } | changes  # fmt: skip
     path = folder / "slice.yaml"
     path.write_text(yaml.safe_dump(audit), encoding="utf-8")
@@ -88,7 +91,7 @@ def audited(tmp_path_factory):
     from fbmem_assets.cli import main
 
     folder = tmp_path_factory.mktemp("audited")
-    file = make_slice(folder / "slice")
+    file = make_slice(folder / "slice", mitigations=MITIGATIONS)
     store = folder / "store"
     with pytest.MonkeyPatch.context() as patch:
         for name in VARIABLES:

@@ -85,3 +85,13 @@ def test_every_key_of_the_audit_file_is_documented():
         section = getattr(field.annotation, "model_fields", None)
         for key in section or [name]:
             assert f"`{name}`" in text if section is None else f"`{name}.{key}`" in text or f"`.{key}`" in text
+
+
+def test_the_table_of_mitigations_in_the_readme_is_the_stored_one():
+    import polars as pl
+
+    from fbmem_assets.mitigation_commands import markdown_lines
+
+    stored = pl.read_csv(PROJECT / "data" / "canary" / "mitigations.csv")
+    assert set(stored["method"]) == {"none", "random", "nemo", "nemo_c", "wanda", "wen", "fade"}
+    assert "\n".join(markdown_lines(stored.columns, stored.rows())) in README

@@ -98,3 +98,20 @@ def test_an_attack_has_a_row_for_each_prompt_that_has_neighbours(tables):
 def test_the_command_ends_with_the_table_of_methods(audited):
     assert "mitigations of slice" in audited[2].stdout
     assert all(method in audited[2].stdout for method in METHODS)
+
+
+def test_the_table_of_methods_can_be_written(audited, fbmem, tmp_path):
+    run = fbmem("mitigations", tmp_path / "table.csv", "--store", audited[0])
+    assert run.exit_code == 0, run.stderr
+    table = pl.read_csv(tmp_path / "table.csv")
+    assert table["method"].to_list() == ["none", *METHODS]
+    assert run.stdout.splitlines()[0] == "| " + " | ".join(table.columns) + " |"
+    none = table.row(0, named=True)
+    assert (none["score"], none["side_effect"]) == (None, pytest.approx(1.0, abs=1e-5))
+    assert none["VM"] + none["FM"] + none["BM"] == pytest.approx(1.0)
+
+
+def test_a_table_that_is_not_there_is_one_line_and_status_2(fbmem, tmp_path):
+    run = fbmem("mitigations", "--store", tmp_path)
+    assert run.exit_code == 2
+    assert run.stderr.startswith("fbmem: Expected one partition of `mitigation_scores`")
