@@ -91,7 +91,7 @@ def audited(tmp_path_factory):
     from fbmem_assets.cli import main
 
     folder = tmp_path_factory.mktemp("audited")
-    file = make_slice(folder / "slice", mitigations=MITIGATIONS)
+    file = make_slice(folder / "slice", mitigations=MITIGATIONS, quality={"metrics": ["brisque", "clip"]})
     store = folder / "store"
     with pytest.MonkeyPatch.context() as patch:
         for name in VARIABLES:

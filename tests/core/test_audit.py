@@ -91,6 +91,14 @@ def test_a_minimal_audit_has_the_values_of_the_paper(folder):
             "seed_margin": None,
             "batch_size": 16,
         },
+        "mitigations": {
+            "methods": [],
+            "samples_per_prompt": None,
+            "attacks": [],
+            "num_attacked": None,
+            "attempts": 2,
+        },
+        "quality": {"metrics": ["brisque", "clip"]},
         "diff": {"max_rise": 0.02, "significance": 0.05},
     }
 
@@ -255,3 +263,25 @@ def test_a_missing_audit_file_is_named_with_the_cure(tmp_path, name):
     text = error_of(tmp_path / name)
     assert "Expected an audit file, but got no such file" in text
     assert text.endswith("Give the path of a YAML audit file.")
+
+
+def test_mitigations_are_named_with_their_options(folder):
+    methods = ["nemo", {"method": "nemo_c", "name": "damped", "options": {"factor": 0.1}, "num_clusters": 3}]
+    audit = load_audit(write(folder, mitigations={"methods": methods}))
+    assert [(spec.title, spec.method, spec.options) for spec in audit.mitigations.methods] == [
+        ("nemo", "nemo", {}),
+        ("damped", "nemo_c", {"factor": 0.1}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (["hope"], "one of fade, nemo, nemo_c, random, wanda, wen"),
+        ([{"method": "nemo", "options": {"force": 1}}], "no option `force` (factor)"),
+        (["nemo", "nemo"], "different names"),
+        ([{"method": "nemo", "name": "none"}], "different names"),
+    ],
+)
+def test_a_mitigation_that_cannot_be_tried_is_one_line(folder, methods, message):
+    assert message in error_of(write(folder, mitigations={"methods": methods}))
