@@ -14,7 +14,7 @@ EXECUTOR_VARIABLE = "FBMEM_EXECUTOR"
 GPU, CPU = "gpu", "cpu"
 _POOLS = {
     "generations": GPU, "seed_agreement": GPU, "prompt_clusters": GPU, "activation_statistics": GPU,
-    "similarity_thresholds": GPU, "neurons": GPU, "retriggers": GPU,
+    "similarity_thresholds": GPU, "neurons": GPU, "retriggers": GPU, "image_quality": GPU,
     "masks": CPU, "neighbors": CPU, "similarities": CPU,
 }  # fmt: skip
 _GPU_POD = {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}}
