@@ -85,21 +85,14 @@ def localize(
     if not len(seeds):
         return Localization(similarity)
     test = _Test(step, condition, seeds, differences[seeds], statistics.layers, batch_size)
-    values = activations(step.unet, statistics.layers, condition)
-    scores = {layer: z[0] for layer, z in statistics.z_scores(values).items()}
-    z_score, top = MAX_Z_SCORE, 0
-    while True:
-        initial = select_neurons(scores, {k: v[0] for k, v in values.items()}, z_score=z_score, num_top=top)
-        [initial_similarity] = test.highest([initial])
-        is_reached = initial_similarity <= threshold
-        if is_reached or z_score <= MIN_Z_SCORE:
-            break
-        z_score, top = z_score - Z_SCORE_STEP, top + 1
+    rounds = _rounds(step, condition, statistics)
+    number, initial_similarity = _search(test, rounds, threshold)
+    initial, is_reached = rounds[number], initial_similarity <= threshold
     allowed = threshold if is_reached else initial_similarity
     refined = _refine(test, initial, allowed, seed_margin)
     return Localization(
         similarity, len(seeds), initial, refined, initial_similarity, test.highest([refined])[0], allowed, is_reached,
-        z_score, top,
+        MAX_Z_SCORE - number * Z_SCORE_STEP, number,
     )  # fmt: skip
 
 
@@ -121,19 +114,48 @@ def select_neurons(
     return NeuronSet.of(chosen)
 
 
+def _rounds(step: FirstStep, condition: Conditioning, statistics: ActivationStatistics) -> list[NeuronSet]:
+    """What the search for the initial selection switches off, round by round."""
+    found = activations(step.unet, statistics.layers, condition)
+    values = {layer: value[0] for layer, value in found.items()}
+    scores = {layer: z[0] for layer, z in statistics.z_scores(found).items()}
+    num_rounds = round((MAX_Z_SCORE - MIN_Z_SCORE) / Z_SCORE_STEP) + 1
+    return [
+        select_neurons(scores, values, z_score=MAX_Z_SCORE - number * Z_SCORE_STEP, num_top=number)
+        for number in range(num_rounds)
+    ]
+
+
+def _search(test: _Test, rounds: Sequence[NeuronSet], threshold: float) -> tuple[int, float]:
+    """The first round that gets to the threshold, or the last one, and its highest similarity.
+
+    One pass tells of all rounds but the last at one seed, which is enough to refuse most of them.
+    """
+    highest = test.highest(rounds[:1])[0]
+    if highest <= threshold:
+        return 0, highest
+    at_one_seed = test.at_one_seed(rounds[1:-1])
+    for number, value in enumerate(at_one_seed, start=1):
+        if value <= threshold:
+            highest = test.highest([rounds[number]])[0]
+            if highest <= threshold:
+                return number, highest
+    return len(rounds) - 1, test.highest(rounds[-1:])[0]
+
+
 def _refine(test: _Test, neurons: NeuronSet, threshold: float, seed_margin: float | None) -> NeuronSet:
     """Without what is not needed: whole layers, the deepest first, then neuron by neuron."""
     deepest_first = [layer for layer in reversed(test.layers) if neurons.at(layer)]
     for layer in deepest_first:
-        without = neurons.replaced(layer, ())
-        if test.highest([without], first_layer=layer, common=neurons)[0] <= threshold:
-            neurons = without
+        if not test.exceeds(neurons.replaced(layer, ()), threshold, first_layer=layer, common=neurons):
+            neurons = neurons.replaced(layer, ())
+    deepest_first = [layer for layer in deepest_first if neurons.at(layer)]
     for layer in deepest_first:
         if seed_margin is not None:
             test.ask_seeds_above(neurons, threshold - seed_margin)
             fewer = _refine_layer(test, neurons, layer, threshold)
             test.ask_all_seeds()
-            if test.highest([fewer])[0] <= threshold:
+            if test.highest([fewer], first_layer=layer, common=neurons)[0] <= threshold:
                 neurons = fewer
                 continue
         neurons = _refine_layer(test, neurons, layer, threshold)
@@ -191,7 +213,8 @@ class _Test:
         self.layers, self.batch_size = tuple(layers), batch_size
         self.ask_all_seeds()
         self._closest = 0  # the seed that was the most similar last
-        self._recorded: tuple[NeuronSet, Recording] | None = None
+        self._recorded: tuple[str, NeuronSet, Recording] | None = None
+        self._last: tuple[NeuronSet, list[float]] | None = None  # of every seed: the neurons, and what each said
 
     @property
     def num_at_once(self) -> int:
@@ -205,7 +228,10 @@ class _Test:
     def ask_seeds_above(self, neurons: NeuronSet, least: float) -> None:
         """From now on only the seeds that have at least this similarity with these neurons; the highest one always."""
         self.ask_all_seeds()
-        values = self._similarities([(neurons, seed) for seed in self._asked], None, None)
+        if self._last is None or self._last[0] != neurons:
+            self.highest([neurons])
+        assert self._last is not None
+        values = self._last[1]
         self._asked = [seed for seed, value in enumerate(values) if value >= min(least, max(values))]
 
     def highest(
@@ -215,7 +241,14 @@ class _Test:
         every = [(neurons, seed) for neurons in sets for seed in self._asked]
         values = torch.tensor(self._similarities(every, first_layer, common)).view(len(sets), len(self._asked))
         self._closest = self._asked[int(values[-1].argmax())]
+        if len(self._asked) == len(self.seeds):
+            self._last = sets[-1], values[-1].tolist()
         return values.amax(dim=1).tolist()
+
+    def exceeds(self, neurons: NeuronSet, threshold: float, *, first_layer: str, common: NeuronSet) -> bool:
+        """Whether the highest similarity does; one seed is asked first, and may be enough."""
+        [value] = self.at_one_seed([neurons], first_layer=first_layer, common=common)
+        return value > threshold or self.highest([neurons], first_layer=first_layer, common=common)[0] > threshold
 
     def at_one_seed(
         self, sets: Sequence[NeuronSet], *, first_layer: str | None = None, common: NeuronSet | None = None
@@ -226,13 +259,12 @@ class _Test:
     def _similarities(
         self, asked: Sequence[tuple[NeuronSet, int]], first_layer: str | None, common: NeuronSet | None
     ) -> list[float]:
-        layer = first_layer or self.layers[0]
-        recording = self._record(layer, common or NO_NEURONS)
+        recording = self._record(first_layer, common) if first_layer and common else {}
         found: list[float] = []
         for first in range(0, len(asked), self.batch_size):
             sets, seeds = zip(*asked[first : first + self.batch_size], strict=True)
             rows = torch.tensor(seeds, device=self.seeds.device)
-            replayed = replay_segments(self.step.unet, recording, layer, rows)
+            replayed = replay_segments(self.step.unet, recording, rows)
             with replayed, scale_neurons(self.step.unet, self._factors(sets)):
                 blocked = self.step.noise_difference(self.condition, self.seeds[rows])
             found += difference_similarity(blocked, self.differences[rows]).tolist()
@@ -241,12 +273,12 @@ class _Test:
     def _record(self, layer: str, common: NeuronSet) -> Recording:
         """What comes before `layer`, for every seed, with the neurons of `common` that lie there switched off."""
         before = NeuronSet.of({name: common.at(name) for name in self.layers[: self.layers.index(layer)]})
-        if self._recorded is None or self._recorded[0] != before:
+        if self._recorded is None or self._recorded[:2] != (layer, before):
             unet, factors = self.step.unet, self._factors([before] * len(self.seeds))
-            with record_segments(unet) as recording, scale_neurons(unet, factors):
+            with scale_neurons(unet, factors), record_segments(unet, layer) as recording:
                 self.step.noise(self.condition, self.seeds)
-            self._recorded = before, recording
-        return self._recorded[1]
+            self._recorded = layer, before, recording
+        return self._recorded[2]
 
     def _factors(self, sets: Sequence[NeuronSet]) -> dict[str, Tensor]:
         """By layer [len(sets), features], for `scale_neurons`."""

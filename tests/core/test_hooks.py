@@ -71,7 +71,7 @@ def test_factors_of_a_sample_touch_that_sample_alone(pipeline, step, condition, 
 
 def test_hooks_are_gone_after_an_exception(pipeline, condition, step, layers):
     clean = num_hooks(pipeline.unet)
-    with record_segments(pipeline.unet) as recording:
+    with record_segments(pipeline.unet, layers[5]) as recording:
         step.noise(condition)
 
     def fail():
@@ -82,9 +82,9 @@ def test_hooks_are_gone_after_an_exception(pipeline, condition, step, layers):
         fail()
     with pytest.raises(KeyboardInterrupt), scale_neurons(pipeline.unet, {layers[0]: torch.zeros(8)}):
         fail()
-    with pytest.raises(KeyboardInterrupt), record_segments(pipeline.unet):
+    with pytest.raises(KeyboardInterrupt), record_segments(pipeline.unet, layers[5]):
         fail()
-    with pytest.raises(KeyboardInterrupt), replay_segments(pipeline.unet, recording, layers[5], torch.arange(3)):
+    with pytest.raises(KeyboardInterrupt), replay_segments(pipeline.unet, recording, torch.arange(3)):
         fail()
     assert num_hooks(pipeline.unet) == clean
 
@@ -94,26 +94,30 @@ def test_replaying_what_comes_before_a_layer_changes_nothing(pipeline, step, con
     layer, rows = layers[index], torch.tensor([2, 0, 2, 1])
     factors = torch.ones(4, 8)
     factors[1:, :6] = 0
-    with record_segments(pipeline.unet) as recording:
+    with record_segments(pipeline.unet, layer) as recording:
         step.noise(condition)
     with scale_neurons(pipeline.unet, {layer: factors}):
         whole = step.noise(condition, rows)
-        with replay_segments(pipeline.unet, recording, layer, rows):
+        with replay_segments(pipeline.unet, recording, rows):
             replayed = step.noise(condition, rows)
     assert torch.allclose(whole, replayed, atol=1e-5)
     assert not torch.allclose(whole[0], whole[2], atol=1e-6)
 
 
-def test_replaying_leaves_out_what_comes_before(pipeline, step, condition, layers):
-    with record_segments(pipeline.unet) as recording:
+@pytest.mark.parametrize("index", [0, 6, 15])
+def test_replaying_leaves_out_all_that_comes_before(pipeline, step, condition, layers, index):
+    unet, layer = pipeline.unet, layers[index]
+    with record_segments(unet, layer) as recording:
         step.noise(condition)
-    assert next(iter(recording)) == "conv_in"
-    with (
-        record_outputs(pipeline.unet, layers) as ran,
-        replay_segments(pipeline.unet, recording, layers[6], torch.arange(3)),
-    ):
+    block = layer.removesuffix(".attn2.to_v")
+    before = ["conv_in", f"{block}.attn1.to_v", f"{block}.attn2.to_q", *layers[:index]]
+    watched = [*before, *layers[index:], f"{block}.ff"]
+    with record_outputs(unet, watched) as ran, replay_segments(unet, recording, torch.arange(3)):
         step.noise(condition)
-    assert [bool(outputs) for outputs in ran.values()] == [False] * 6 + [True] * 10
+    # a replayed segment's own hooks run, those of what it is made of do not
+    assert not any(ran[name] for name in before if name not in recording)
+    assert all(ran[name] for name in (*layers[index:], f"{block}.ff"))
+    assert {"conv_in", f"{block}.attn1", f"{block}.attn2.to_q", f"{block}.attn2.to_k"} <= set(recording)
 
 
 @pytest.mark.parametrize(
