@@ -107,12 +107,14 @@ class Trial:
     def __init__(self, store: AuditStore, key: str, spec: Mitigation) -> None:
         self.store, self.partition, self.spec = store, key, spec
         self.innocent = frozenset(neurons_stage.innocent_prompts(store, key))
-        versions = [
-            store.tables.data_version(table, key, shard=shard)
-            for table, shard in (("neurons", "*"), ("prompt_clusters", "*"), ("labels", BASELINE.shard))
+        labels = labels_stage.summary_labels(store, key).select("prompt_id", "seed", "label")
+        facts = [
+            spec.model_dump(exclude={"name"}),
+            labels.rows(),  # not their similarities: the last digits of those may differ from run to run
+            store.tables.read("neurons", key).filter(stage="refined").select("prompt_id", "layer", "neuron").rows(),
+            store.tables.read("prompt_clusters", key).select("prompt_id", "cluster").rows(),
         ]
-        facts = spec.model_dump(exclude={"name"})
-        self.key = f"{spec.title}:{digest(_VERSION, facts, versions)}"
+        self.key = f"{spec.title}:{digest(_VERSION, *facts)}"
         self.shard = self.key.replace(":", "-")
 
     def sample(self, some: "Sequence[Request]") -> "Iterator[tuple[Request, Image.Image]]":
