@@ -116,13 +116,10 @@ def test_a_second_run_of_a_partition_gets_one_line(audit, undisturbed, tmp_path)
         "with partition_lock(Path(sys.argv[1]), sys.argv[2], 'first'): print('held', flush=True); input()"
     )
     command = [sys.executable, "-c", code, store.local / "locks", key]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
         run = audit(store.root)
-    finally:
         process.kill()
-        process.wait()
     assert run.exit_code == 2
     [line] = [line for line in run.stderr.splitlines() if line.startswith("fbmem: ")]
     assert f"Expected no other run of {key}, but got one at work: first. Wait until it ends" in line
