@@ -108,7 +108,7 @@ def test_the_table_of_methods_can_be_written(audited, fbmem, tmp_path):
     assert run.stdout.splitlines()[0] == "| " + " | ".join(table.columns) + " |"
     none = table.row(0, named=True)
     assert (none["score"], none["side_effect"]) == (None, pytest.approx(1.0, abs=1e-5))
-    assert none["VM"] + none["FM"] + none["BM"] == pytest.approx(1.0)
+    assert none["VM"] + none["FM"] + none["BM"] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_table_that_is_not_there_is_one_line_and_status_2(fbmem, tmp_path):
