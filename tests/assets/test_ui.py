@@ -19,7 +19,7 @@ from fbmem_core.store.tables import Store
 from tests.assets.conftest import PROJECT
 
 START_SECONDS = 120
-RUN_SECONDS = 300
+RUN_SECONDS = 900
 DEFINITIONS = """{ repositoriesOrError { ... on RepositoryConnection { nodes {
     name location { name } assetNodes { assetKey { path } groupName description } } } } }"""
 LAUNCH = """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {
