@@ -101,7 +101,12 @@ def sample_wanted(
 def _sheet(store: AuditStore, table: pl.DataFrame) -> str:
     from fbmem_core.report.pictures import contact_sheet
 
-    few = table.filter(pl.int_range(pl.len()).over("prompt_id") < 2).head(_SHEET_TILES)
-    facts = few.select("prompt_id", "seed", "path").iter_rows()
-    tiles = [(f"{prompt_id} {seed}", open_image(store.tables, path)) for prompt_id, seed, path in facts]
-    return contact_sheet(tiles, columns=12)
+    methods = table["method"].unique(maintain_order=True).to_list()
+    of_each = 2 if len(methods) < 2 else 1
+    few = table.filter(pl.int_range(pl.len()).over("method", "prompt_id") < of_each).sort("prompt_id", "method", "seed")
+    facts = few.head(_SHEET_TILES).select("method", "prompt_id", "seed", "path").iter_rows()
+    tiles = [
+        (f"{prompt_id} {seed if of_each > 1 else method}", open_image(store.tables, path))
+        for method, prompt_id, seed, path in facts
+    ]
+    return contact_sheet(tiles, columns=12 if of_each > 1 else len(methods))  # a row shows a prompt under each method

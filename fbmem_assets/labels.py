@@ -71,7 +71,7 @@ def one_to_many_of(which: Pass) -> dg.AssetsDefinition:
     def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
         """One row per (method, prompt_id): how many distinct references its generations match, whole or in a region."""
         key, tables = context.partition_key, store.tables
-        tables.write("one_to_many", key, _count_references(store, key, which), shard=which.shard)
+        tables.write("one_to_many", key, count_references(store, key, which), shard=which.shard)
         return table_result(store, "one_to_many", key, which.rows(store, "one_to_many", key))
 
     return asset
@@ -133,13 +133,17 @@ def _label(store: AuditStore, key: str, which: Pass) -> tuple[list[dict[str, Any
     return rows, undecided
 
 
-def _count_references(store: AuditStore, key: str, which: Pass) -> list[dict[str, Any]]:
+def count_references(
+    store: AuditStore, key: str, which: Pass, images: pl.DataFrame | None = None
+) -> list[dict[str, Any]]:
+    """The rows of `one_to_many`, over all images of the pass or over those of some (prompt_id, seed)."""
     settings = store.audit(key)[0].similarity
     fractions = _fractions(store, key)
     generated: Counter[tuple[str, str]] = Counter()
     matched: dict[tuple[str, str], set[str]] = {}
+    chosen = None if images is None else set(images.select("prompt_id", "seed").iter_rows())
     for image, region, pairs in _pairs(store, key, which):
-        if region != settings.region[0]:
+        if region != settings.region[0] or (chosen is not None and image[1:] not in chosen):
             continue
         fraction = fractions[generation_image_id(*image)]
         generated[image[:2]] += 1

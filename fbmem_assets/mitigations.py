@@ -1,9 +1,9 @@
 """Stage mitigations: the same prompts and seeds sampled again with the memory switched off, and labelled again."""
 
 import json
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -52,11 +52,12 @@ def mitigated_generations(context: dg.AssetExecutionContext, store: AuditStore) 
 
     key = context.partition_key
     audit, checkpoint = store.audit(key)
-    trials = {spec.title: Trial(store, key, spec) for spec in audit.mitigations.methods}
+    trials = trials_of(store, key)
+    asked = requests(store, key)
     wanted = [
         (name, request, content_key(checkpoint.fingerprint, trial.key, request, audit.sampling))
         for name, trial in trials.items()
-        for request in requests(store, key)
+        for request in asked
     ]
     result = generations_stage.sample_wanted(
         context, store, MITIGATED, wanted, lambda name, some: trials[name].sample(some)
@@ -75,8 +76,8 @@ def mitigated_generations(context: dg.AssetExecutionContext, store: AuditStore) 
 def every_prompt_was_mitigated(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
     """Every mitigation has an image for each prompt and seed that it is tried on."""
     key = context.partition_key
-    names = [spec.title for spec in store.audit(key)[0].mitigations.methods]
-    expected = {(name, request.prompt_id, request.seed) for name in names for request in requests(store, key)}
+    names, asked = method_names(store, key), requests(store, key)
+    expected = {(name, request.prompt_id, request.seed) for name in names for request in asked}
     found = set(MITIGATED.rows(store, "generations", key).select("method", "prompt_id", "seed").iter_rows())
     lost = sorted(expected ^ found)
     return dg.AssetCheckResult(
@@ -101,21 +102,45 @@ def requests(store: AuditStore, key: str) -> "list[Request]":
     return sorted(some, key=lambda request: request.prompt_id in innocent)
 
 
-class Trial:
-    """One mitigation of an audit. Its method is made when it is first needed: that loads the pipeline."""
+def method_names(store: AuditStore, key: str) -> list[str]:
+    """The mitigations of the audit file, in its order."""
+    return [spec.title for spec in store.audit(key)[0].mitigations.methods]
 
-    def __init__(self, store: AuditStore, key: str, spec: Mitigation) -> None:
-        self.store, self.partition, self.spec = store, key, spec
-        self.innocent = frozenset(neurons_stage.innocent_prompts(store, key))
-        labels = labels_stage.summary_labels(store, key).select("prompt_id", "seed", "label")
-        facts = [
-            spec.model_dump(exclude={"name"}),
-            labels.rows(),  # not their similarities: the last digits of those may differ from run to run
-            store.tables.read("neurons", key).filter(stage="refined").select("prompt_id", "layer", "neuron").rows(),
-            store.tables.read("prompt_clusters", key).select("prompt_id", "cluster").rows(),
-        ]
-        self.key = f"{spec.title}:{digest(_VERSION, *facts)}"
-        self.shard = self.key.replace(":", "-")
+
+def trials_of(store: AuditStore, key: str) -> "dict[str, Trial]":
+    """By name, every mitigation of the audit file. What the audit knows is read once for all, when it is needed."""
+    labels = labels_stage.summary_labels(store, key).select("prompt_id", "seed", "label")
+    facts = [
+        labels.rows(),  # not their similarities: the last digits of those may differ from run to run
+        store.tables.read("neurons", key).filter(stage="refined").select("prompt_id", "layer", "neuron").rows(),
+        store.tables.read("prompt_clusters", key).select("prompt_id", "cluster").rows(),
+    ]
+    innocent, known = frozenset(neurons_stage.innocent_prompts(store, key)), cache(lambda: evidence_of(store, key))
+    return {
+        spec.title: Trial(
+            store, key, spec, digest(_VERSION, spec.model_dump(exclude={"name"}), *facts), innocent, known
+        )
+        for spec in store.audit(key)[0].mitigations.methods
+    }
+
+
+class Trial:
+    """One mitigation of an audit. Its method is made when it is first needed: that loads the pipeline.
+
+    `key` changes with all that the method's images depend on besides the prompt; `known` gives what the audit knows.
+    """
+
+    def __init__(
+        self,
+        store: AuditStore,
+        partition: str,
+        spec: Mitigation,
+        key: str,
+        innocent: frozenset[str],
+        known: "Callable[[], Evidence]",
+    ) -> None:
+        self.store, self.partition, self.spec, self.innocent, self._known = store, partition, spec, innocent, known
+        self.key, self.shard = f"{spec.title}:{key}", f"{spec.title}-{key}"
 
     def sample(self, some: "Sequence[Request]") -> "Iterator[tuple[Request, Image.Image]]":
         """Sample under the method."""
@@ -159,7 +184,7 @@ class Trial:
     @cached_property
     def evidence(self) -> "Evidence":
         """What the audit knows, with this mitigation's own clusters and searches."""
-        known, num = evidence_of(self.store, self.partition), self.spec.num_clusters
+        known, num = self._known(), self.spec.num_clusters
         if num is not None:
             from fbmem_core.clustering import cluster_prompts
 
@@ -205,13 +230,10 @@ def _mattes(store: AuditStore, key: str) -> dict[str, dict[int, Any]]:
     masks = tables.read("masks", key, shard=f"generation-{BASELINE.shard}").drop_nulls("path")
     path_of = dict(masks.select("image_id", "path").iter_rows())
     found: dict[str, dict[int, Any]] = {}
-    for method, prompt_id, seed in (
-        BASELINE.rows(store, "generations", key).select("method", "prompt_id", "seed").iter_rows()
-    ):
-        path, of_prompt = (
-            path_of.get(masks_stage.generation_image_id(method, prompt_id, seed)),
-            found.setdefault(prompt_id, {}),
-        )
+    images = BASELINE.rows(store, "generations", key).select("method", "prompt_id", "seed")
+    for method, prompt_id, seed in images.iter_rows():
+        path = path_of.get(masks_stage.generation_image_id(method, prompt_id, seed))
+        of_prompt = found.setdefault(prompt_id, {})
         if path is not None and len(of_prompt) < num:
             matte = np.asarray(open_image(tables, path), dtype=np.float32) / 255
             of_prompt[seed] = torch.from_numpy(matte)[None]

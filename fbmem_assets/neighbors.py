@@ -1,6 +1,6 @@
 """Stage neighbors: the references most similar to each generation, by every criterion."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +13,17 @@ from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.passes import BASELINE, Pass
 from fbmem_assets.resources import AuditStore, track
 from fbmem_assets.tables import markdown_table, table_asset, table_result
+from fbmem_core.audit import CRITERIA
 from fbmem_core.store.tables import digest
 
 if TYPE_CHECKING:
     from fbmem_core.image_sets import ImageSet, Planes
+    from fbmem_core.labels import PairSimilarity
     from fbmem_core.prefilter import Prefilter
 
 STAGE = "neighbors"
 _BLOCK = 64  # generations that are compared together, about
-_VERSION = 2  # raise it when the same images begin to give other neighbors
+_VERSION = 3  # raise it when the same images begin to give other neighbors
 
 
 def neighbors_of(which: Pass) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
@@ -73,14 +75,14 @@ neighbors, every_generation_has_neighbors = neighbors_of(BASELINE)
 
 def _compare_missing(context: dg.AssetExecutionContext, store: AuditStore, which: Pass) -> None:
     """Write a file for every prompt and method that has none yet."""
-    from fbmem_core.neighbors import nearest_references
+    from fbmem_core.neighbors import nearest_pairs
 
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
     settings = audit.similarity
     shards = _shards(store, key, which)
-    # first, so that a stopped run leaves no prompt twice
-    tables.keep_shards("neighbors", key, shards, among=f"{which.shard}-*")
+    for table in ("neighbors", "similarities"):  # first, so that a stopped run leaves no prompt twice
+        tables.keep_shards(table, key, shards, among=f"{which.shard}*")
     whole = tables.shards("neighbors", key, report=context.log.warning)
     missing = {shard: rows for shard, rows in shards.items() if shard not in whole}
     references = reference_planes(store, key, which) if missing else {}
@@ -91,8 +93,9 @@ def _compare_missing(context: dg.AssetExecutionContext, store: AuditStore, which
         images = generation_set(store, key, pl.concat(rows for _, rows in block))
         candidates = None if prefilter is None else prefilter.candidates(images)
         found: dict[str, list[dict[str, Any]]] = {}
+        scored: dict[str, list[dict[str, Any]]] = {}
         for region, planes in references.items():
-            for image_id, nearest in nearest_references(
+            for image_id, nearest, pairs in nearest_pairs(
                 images,
                 planes,
                 region=planes.region,
@@ -102,11 +105,23 @@ def _compare_missing(context: dg.AssetExecutionContext, store: AuditStore, which
                 candidates=candidates,
             ):
                 found.setdefault(image_id, []).extend({"region": region, **asdict(neighbor)} for neighbor in nearest)
+                scored.setdefault(image_id, []).extend(pair_rows(region, pairs))
         for shard, rows in block:
-            of_prompt = [{**image, **row} for image in _images(rows) for row in found[_id(image)]]
-            tables.write("neighbors", key, of_prompt, shard=shard)
+            # neighbors last: what stands there has its similarities
+            for table, of in (("similarities", scored), ("neighbors", found)):
+                of_prompt = [{**image, **row} for image in _images(rows) for row in of[_id(image)]]
+                tables.write(table, key, of_prompt, shard=shard)
     if settings.prefilter == "none":
         tables.keep_shards("prefilter_recalls", key, ())
+
+
+def pair_rows(region: str, pairs: "Sequence[PairSimilarity]") -> list[dict[str, Any]]:
+    """What `similarities` says of one image's pairs."""
+    return [
+        {"region": region, "reference_id": pair.reference_id}
+        | {criterion: getattr(pair, criterion) for criterion in CRITERIA}
+        for pair in pairs
+    ]
 
 
 def generation_set(store: AuditStore, key: str, rows: pl.DataFrame) -> "ImageSet":

@@ -10,7 +10,7 @@ import polars as pl
 from PIL import Image
 
 from fbmem_assets.labels import summary_labels
-from fbmem_assets.mitigations import Trial
+from fbmem_assets.mitigations import Trial, trials_of
 from fbmem_assets.neighbors import reference_planes
 from fbmem_assets.passes import BASELINE, MITIGATED
 from fbmem_assets.resources import AuditStore, segmenter_of, track
@@ -42,14 +42,10 @@ def retriggers(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
     """
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
-    attacked = _attacked(store, key)
+    settings, attacked = audit.mitigations.model_dump(exclude={"methods"}), _attacked(store, key)
     jobs = {
-        f"{trial.shard}-{attack}-{digest(_VERSION, row, audit.mitigations.model_dump(exclude={'methods'}))}": (
-            trial,
-            attack,
-            row,
-        )
-        for trial in (Trial(store, key, spec) for spec in audit.mitigations.methods)
+        f"{trial.shard}-{attack}-{digest(_VERSION, row, settings)}": (trial, attack, row)
+        for trial in trials_of(store, key).values()
         for attack in audit.mitigations.attacks
         for row in attacked
     }

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.labels import summary_labels
+from fbmem_assets.labels import count_references, summary_labels
+from fbmem_assets.mitigations import method_names
 from fbmem_assets.neurons import innocent_prompts
 from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.passes import BASELINE, MITIGATED
@@ -22,11 +23,8 @@ if TYPE_CHECKING:
 STAGE = "scores"
 MEMORIZED, INNOCENT = "memorized", "innocent"
 _IMAGE = ["method", "prompt_id", "seed"]
-_PRICES = {
-    "brisque": MEMORIZED,
-    "diversity": MEMORIZED,
-    "side_effect": INNOCENT,
-}  # of the method table: on which prompts
+# what the method table shows of the price, and of which prompts
+_PRICES = {"brisque": MEMORIZED, "diversity": MEMORIZED, "side_effect": INNOCENT}
 
 
 @table_asset(table="mitigation_scores", stage=STAGE, deps=["labels", "mitigated_labels"])
@@ -104,7 +102,7 @@ def method_table(store: AuditStore, key: str) -> pl.DataFrame:
     prompts, `paraphrase` and `adversarial` the share of attempts that bring the memory back.
     """
     tables = store.tables
-    names = [UNMITIGATED, *(spec.title for spec in store.audit(key)[0].mitigations.methods)]
+    names = [UNMITIGATED, *method_names(store, key)]
     scores = tables.read("mitigation_scores", key).filter(pl.col("weights") == "severity")
     attempts = (
         tables.read("retriggers", key)
@@ -158,8 +156,7 @@ def _before_and_after(store: AuditStore, key: str) -> "list[tuple[str, Labels, L
         str(method): {(prompt_id, seed): label for _, prompt_id, seed, label in rows.iter_rows()}
         for (method,), rows in labels.group_by("method")
     }
-    names = [spec.title for spec in store.audit(key)[0].mitigations.methods]
-    return [(name, of.get(UNMITIGATED, {}), of[name]) for name in names if name in of]
+    return [(name, of.get(UNMITIGATED, {}), of[name]) for name in method_names(store, key) if name in of]
 
 
 def _images(store: AuditStore, key: str) -> "dict[str, dict[str, dict[tuple[str, int], Image.Image]]]":
@@ -219,7 +216,7 @@ def _label_bars(store: AuditStore, key: str) -> str:
     from fbmem_core.report.plots import stacked_bar_plot
 
     rates = {row["method"]: row for row in _rates(store, key).to_dicts()}
-    names = [UNMITIGATED, *(spec.title for spec in store.audit(key)[0].mitigations.methods)]
+    names = [UNMITIGATED, *method_names(store, key)]
     shares = {
         label: {name: rates[name][label] for name in names if name in rates} for label in ("VM", "FM", "BM", "NM")
     }
@@ -251,11 +248,14 @@ def _scatter(store: AuditStore, key: str, x: dict[str, float | None], *, title: 
 
 
 def _one_to_many_plot(store: AuditStore, key: str) -> str:
-    """How many prompts match how many references, before and after; before, over the seeds of after."""
+    """How many memorized prompts match how many references, before and after, over the same seeds."""
     from fbmem_core.report.plots import line_plot
 
-    counts = store.tables.read("one_to_many", key)
-    after = counts.filter(pl.col("method") != UNMITIGATED)
+    images = MITIGATED.rows(store, "generations", key).select("prompt_id", "seed").unique()
+    counts = pl.DataFrame(
+        [row for which in (BASELINE, MITIGATED) for row in count_references(store, key, which, images)],
+        schema=store.tables.read("one_to_many", key).drop("checkpoint").schema,
+    )
     innocent = innocent_prompts(store, key)
     shown = counts.filter(~pl.col("prompt_id").is_in(innocent))
     most = int(shown["num_references"].max() or 0)  # type: ignore[arg-type]
@@ -263,7 +263,4 @@ def _one_to_many_plot(store: AuditStore, key: str) -> str:
         str(method): (list(range(most + 1)), [float((rows["num_references"] == n).sum()) for n in range(most + 1)])
         for (method,), rows in shown.group_by("method", maintain_order=True)
     }
-    seeds = f", {int(after['num_generations'].max())} seeds at most after" if len(after) else ""  # type: ignore[arg-type]
-    return line_plot(
-        series, title="References a prompt matches", x_label=f"references{seeds}", label="prompts", style="o-"
-    )
+    return line_plot(series, title="References a prompt matches", x_label="references", label="prompts", style="o-")

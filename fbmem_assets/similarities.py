@@ -1,7 +1,5 @@
 """Stage similarities: the exact values of every pair that is a neighbor by any criterion."""
 
-from typing import Any
-
 import dagster as dg
 import polars as pl
 
@@ -16,7 +14,6 @@ from fbmem_core.audit import CRITERIA
 STAGE = "similarities"
 _IMAGE = ["method", "prompt_id", "seed"]
 _PAIR = [*_IMAGE, "region", "reference_id"]
-_BLOCK = 64  # generations that are read together
 
 
 def similarities_of(which: Pass) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
@@ -31,8 +28,8 @@ def similarities_of(which: Pass) -> tuple[dg.AssetsDefinition, dg.AssetChecksDef
     )
     def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
         """One row per (method, prompt_id, seed, reference_id, region): full, foreground, background and average."""
-        key, tables = context.partition_key, store.tables
-        tables.write("similarities", key, _score_pairs(context, store, which), shard=which.shard)
+        key = context.partition_key
+        _score_missing(context, store, which)
         return table_result(store, "similarities", key, which.rows(store, "similarities", key))
 
     @dg.asset_check(asset=asset, partitions_def=checkpoint_partitions)
@@ -54,28 +51,23 @@ def similarities_of(which: Pass) -> tuple[dg.AssetsDefinition, dg.AssetChecksDef
 similarities, every_neighbor_is_scored = similarities_of(BASELINE)
 
 
-def _score_pairs(context: dg.AssetExecutionContext, store: AuditStore, which: Pass) -> list[dict[str, Any]]:
+def _score_missing(context: dg.AssetExecutionContext, store: AuditStore, which: Pass) -> None:
+    """`neighbors` writes the similarities of what it compares; here only those that were lost since are made again."""
     from fbmem_core.neighbors import pair_similarities
 
-    key = context.partition_key
-    references = neighbors_stage.reference_planes(store, key, which)
-    pairs = which.rows(store, "neighbors", key).select(_PAIR).unique(maintain_order=True)
-    scored: list[dict[str, Any]] = []
-    blocks = list(which.rows(store, "generations", key).iter_slices(_BLOCK))
-    for rows in track(context, blocks, what="scoring pairs"):
-        images = neighbors_stage.generation_set(store, key, rows)
+    key, tables = context.partition_key, store.tables
+    shards = [shard for shard in tables.shards("neighbors", key) if shard.startswith(f"{which.shard}-")]
+    whole = tables.shards("similarities", key, report=context.log.warning)
+    missing = [shard for shard in shards if shard not in whole]
+    references = neighbors_stage.reference_planes(store, key, which) if missing else {}
+    for shard in track(context, missing, what="scoring pairs"):
+        pairs = tables.read("neighbors", key, shard=shard).select(_PAIR).unique(maintain_order=True)
+        rows = which.rows(store, "generations", key).join(pairs, on=_IMAGE, how="semi")
+        images, scored = neighbors_stage.generation_set(store, key, rows), []
         fact_of = {generation_image_id(**fact): fact for fact in rows.select(_IMAGE).to_dicts()}
-        of_block = pairs.join(rows.select(_IMAGE), on=_IMAGE)
-        for (region,), of_region in of_block.group_by("region", maintain_order=True):
-            wanted = [
-                (generation_image_id(method, prompt_id, seed), reference_id)
-                for method, prompt_id, seed, _, reference_id in of_region.iter_rows()
-            ]
-            planes = references[str(region)]
+        for region, planes in references.items():
+            of_region = pairs.filter(region=region)
+            wanted = [(generation_image_id(*row[:3]), row[4]) for row in of_region.iter_rows()]
             for image_id, found in pair_similarities(images, planes, wanted, region=planes.region):
-                scored += [
-                    {**fact_of[image_id], "region": region, "reference_id": pair.reference_id}
-                    | {criterion: getattr(pair, criterion) for criterion in CRITERIA}
-                    for pair in found
-                ]
-    return scored
+                scored += [{**fact_of[image_id], **row} for row in neighbors_stage.pair_rows(region, found)]
+        tables.write("similarities", key, scored, shard=shard)

@@ -127,7 +127,11 @@ class FirstStep:
 
     @torch.no_grad()
     def noise(self, condition: Conditioning, rows: Tensor | None = None) -> Float[Tensor, "n c h w"]:
-        """Predicted noise eps.
+        """Predicted noise eps, without gradients; see `predict_noise`."""
+        return self.predict_noise(condition, rows)
+
+    def predict_noise(self, condition: Conditioning, rows: Tensor | None = None) -> Float[Tensor, "n c h w"]:
+        """Predicted noise eps; gradients pass.
 
         Args:
             condition: As many prompts as there are rows, or one for all.
@@ -150,9 +154,9 @@ class FirstStep:
     def clean_latents(self, condition: Conditioning) -> Float[Tensor, "n c h w"]:
         """Predicted x_0 = (x_T - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar), but for that last factor, float32.
 
-        It is left out because it is the same for all, and 0 for schedules that end in pure noise.
+        Gradients pass. The factor is left out because it is the same for all, and 0 where it ends in pure noise.
         """
-        return (self.latents - (1 - self.alpha_bar) ** 0.5 * self.noise(condition)).float()
+        return (self.latents - (1 - self.alpha_bar) ** 0.5 * self.predict_noise(condition)).float()
 
 
 def scaled(planes: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts, predict
+from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
 from fbmem_core.mitigation.method import Evidence, NeuronMethod
 from fbmem_core.neurons.hooks import frozen, scale_neurons
 from fbmem_core.neurons.layers import NO_NEURONS, NeuronSet, layer_sizes, named_sets, union, value_layers
@@ -92,7 +92,7 @@ class Fade(NeuronMethod):
         check_number(len(some))
         step = FirstStep(self.evidence.pipeline, seeds, num_steps=self.evidence.num_steps, **self._size)
         conditions = encode_prompts(self.evidence.pipeline, some, **self._size)
-        return [_clean_latents(step, conditions.rows(row)) for row in range(len(some))]
+        return [step.clean_latents(conditions.rows(row)) for row in range(len(some))]
 
 
 class _Search:
@@ -146,7 +146,7 @@ class _Search:
                 for layer, size in self.sizes.items()
             }
             with torch.enable_grad(), frozen(unet), scale_neurons(unet, scales):
-                latents = _clean_latents(self.step, self.condition)
+                latents = self.step.clean_latents(self.condition)
                 agreement = torch.stack([regional_agreement(latents, self.regions[r]) for r in regions]).sum()
                 gradients = torch.autograd.grad(agreement, list(scales.values()))
             total += torch.cat([gradient.float().cpu() for gradient in gradients])
@@ -176,7 +176,7 @@ class _Search:
             factors[layer][neuron] = 0
         placed = {layer: factor.to(self.step.latents) for layer, factor in factors.items()}
         with scale_neurons(self.step.unet, placed):
-            latents = _clean_latents(self.step, self.condition)
+            latents = self.step.clean_latents(self.condition)
         return [regional_agreement(latents, region).item() for region in self.regions]
 
     def level(self, region: int, option: str) -> float:
@@ -201,11 +201,3 @@ def regional_agreement(latents: Float[Tensor, "n c h w"], weights: Float[Tensor,
     cosine = dot / (xx * yy).clamp_min(_TINY).sqrt()
     table = cosine.new_full((num, num), -1.0).index_put((first, second), cosine).index_put((second, first), cosine)
     return table.amax(dim=1).mean()
-
-
-def _clean_latents(step: FirstStep, condition: Conditioning) -> Float[Tensor, "n c h w"]:
-    """As `FirstStep.clean_latents`, but gradients pass."""
-    output = predict(step.unet, step.latents, step.timestep, condition.repeat(len(step.latents)))
-    if step.prediction_type == "v_prediction":
-        output = step.alpha_bar**0.5 * output + (1 - step.alpha_bar) ** 0.5 * step.latents
-    return (step.latents - (1 - step.alpha_bar) ** 0.5 * output).float()

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts, predict
+from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts
 from fbmem_core.mitigation.method import NO_INTERVENTION, Evidence, Intervention, Method
 from fbmem_core.neurons.hooks import frozen
 from fbmem_core.neurons.statistics import check_number
@@ -121,11 +121,9 @@ def detection_metric(
     return _mean_gaps(step, conditions, empty)
 
 
-@torch.no_grad()
 def unconditional(pipeline: DiffusionPipeline, step: FirstStep, *, height: int, width: int) -> Float[Tensor, "n c h w"]:
-    """What the U-Net gives for the empty prompt, of each seed."""
-    condition = encode_prompts(pipeline, [""], height=height, width=width)
-    return predict(step.unet, step.latents, step.timestep, condition.repeat(len(step.latents)))
+    """Predicted noise for the empty prompt, of each seed."""
+    return step.noise(encode_prompts(pipeline, [""], height=height, width=width))
 
 
 def noise_gap(step: FirstStep, condition: Conditioning, empty: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
@@ -136,11 +134,7 @@ def noise_gap(step: FirstStep, condition: Conditioning, empty: Float[Tensor, "n 
         condition: One prompt.
         empty: See `unconditional`.
     """
-    difference = predict(step.unet, step.latents, step.timestep, condition.repeat(len(step.latents))) - empty
-    if step.prediction_type == "v_prediction":
-        # eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t, and x_t is the same
-        difference = step.alpha_bar**0.5 * difference
-    return difference.float().flatten(1).norm(dim=1)
+    return (step.predict_noise(condition) - empty).float().flatten(1).norm(dim=1)
 
 
 @torch.no_grad()
