@@ -106,7 +106,7 @@ def _sheet(store: AuditStore, table: pl.DataFrame) -> str:
     few = table.filter(pl.int_range(pl.len()).over("method", "prompt_id") < of_each).sort("prompt_id", "method", "seed")
     facts = few.head(_SHEET_TILES).select("method", "prompt_id", "seed", "path").iter_rows()
     tiles = [
-        (f"{prompt_id} {seed if of_each > 1 else method}", open_image(store.tables, path))
+        (f"{prompt_id} {seed}" if of_each > 1 else f"{method} {prompt_id}", open_image(store.tables, path))
         for method, prompt_id, seed, path in facts
     ]
     return contact_sheet(tiles, columns=12 if of_each > 1 else len(methods))  # a row shows a prompt under each method

@@ -32,12 +32,13 @@ def bar_plot(values: Mapping[str, float], *, title: str, label: str) -> str:
 
 
 def stacked_bar_plot(parts: Mapping[str, Mapping[str, float]], *, title: str, label: str) -> str:
-    """A bar per name, made of the parts on top of each other; every part has a value for the same names."""
+    """A bar per name, made of the parts on top of each other, the last of them pale; all name the same things."""
     names = list(next(iter(parts.values()), {}))
     figure, axes = _new(width=max(4.8, 0.5 * len(names) + 2.5), height=3.4)
     bottom = np.zeros(len(names))
-    for part, values in parts.items():
-        axes.bar(range(len(names)), list(values.values()), bottom=bottom, label=part)
+    for number, (part, values) in enumerate(parts.items(), start=1):
+        color = "#dddddd" if number == len(parts) else None
+        axes.bar(range(len(names)), list(values.values()), bottom=bottom, label=part, color=color)
         bottom += list(values.values())
     _name_columns(axes, names)
     axes.set(title=title, ylabel=label)
