@@ -39,7 +39,6 @@ audit_job = dg.define_asset_job(
     JOB,
     selection=dg.AssetSelection.all(),
     description="The whole audit of one checkpoint. In one process, which loads a model once, unless told otherwise.",
-    executor_def=choose_executor(),
 )
 
 defs = dg.Definitions(
@@ -49,4 +48,5 @@ defs = dg.Definitions(
     sensors=[changed_checkpoints],
     schedules=[reaudit],
     resources={"store": AuditStore(root=store_root())},
+    executor=choose_executor(),
 )

@@ -17,6 +17,8 @@ _POOLS = {
     "similarity_thresholds": GPU, "neurons": GPU, "retriggers": GPU, "image_quality": GPU,
     "masks": CPU, "neighbors": CPU, "similarities": CPU,
 }  # fmt: skip
+# a step's process starts with what takes seconds to import
+_FORKS = {"start_method": {"forkserver": {"preload_modules": ["torch", "diffusers", "fbmem_assets.definitions"]}}}
 _GPU_POD = {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}}
 
 
@@ -43,7 +45,7 @@ def choose_executor() -> dg.ExecutorDefinition:
     if name == "in_process":  # one process loads each model once
         return dg.in_process_executor
     if name == "multiprocess":
-        return dg.multiprocess_executor
+        return dg.multiprocess_executor.configured(_FORKS, name=name)
     try:
         if name == "k8s":
             from dagster_k8s import k8s_job_executor

@@ -10,6 +10,7 @@ from PIL import Image
 from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.passes import BASELINE, Pass
 from fbmem_assets.resources import AuditStore, track
+from fbmem_assets.shards import WHOLE, Part
 from fbmem_assets.tables import picture, table_asset, table_result
 from fbmem_core.audit import UNMITIGATED, Audit
 from fbmem_core.store.images import file_sha256, has_image, image_path, open_image, save_png
@@ -25,20 +26,21 @@ STAGE = "generations"
 _SHEET_TILES = 96
 
 
-@table_asset(table="generations", stage=STAGE, deps=["prompt_set"], kinds={"torch"})
-def generations(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
-    """One row per (prompt_id, seed). An image that is already there is kept; the rest is sampled, saved one by one."""
-    from fbmem_core.diffusion.sampling import content_key, sample
+def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
+    from fbmem_core.diffusion.sampling import sample
 
     key = context.partition_key
-    audit, checkpoint = store.audit(key)
-    wanted = [
-        (UNMITIGATED, request, content_key(checkpoint.fingerprint, UNMITIGATED, request, audit.sampling))
-        for request in requests(audit, store.tables.read("prompts", key))
-    ]
-    return sample_wanted(
-        context, store, BASELINE, wanted, lambda _, some: sample(store.pipeline(key), some, audit.sampling)
+    settings = store.audit(key)[0].sampling
+    sample_missing(
+        context, store, _wanted(store, key, part), lambda _, some: sample(store.pipeline(key), some, settings)
     )
+
+
+@table_asset(table="generations", stage=STAGE, deps=["prompt_set"], kinds={"torch"}, work=_sample_part)
+def generations(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per (prompt_id, seed). An image that is already there is kept; the rest is sampled, saved one by one."""
+    key = context.partition_key
+    return write_generations(store, key, BASELINE, _wanted(store, key, WHOLE))
 
 
 @dg.asset_check(asset=generations, partitions_def=checkpoint_partitions)
@@ -62,40 +64,52 @@ def requests(audit: Audit, prompts: pl.DataFrame) -> "list[Request]":
     return [Request(prompt_id, prompt, seed) for prompt_id, prompt, kind in rows for seed in audit.seeds(kind)]
 
 
-def sample_wanted(
-    context: dg.AssetExecutionContext, store: AuditStore, which: Pass, wanted: "Sequence[Wanted]", sampler: "Sampler"
-) -> dg.MaterializeResult:
-    """Sample what is not there yet, method by method, and write the rows of all that is asked for."""
-    key, tables = context.partition_key, store.tables
-    path_of = {
-        (method, request): image_path("generations", key, f"{method}-{request.prompt_id}-{request.seed}", image_key)
-        for method, request, image_key in wanted
-    }
-    missing: dict[str, list[Request]] = {}
-    for (method, request), path in path_of.items():
-        if not has_image(tables, path, report=context.log.warning):
-            missing.setdefault(method, []).append(request)
-    for method, some in missing.items():
-        what = f"sampling {method}" if which.is_mitigated else "sampling"
-        for request, image in track(context, sampler(method, some), total=len(some), what=what):
-            save_png(tables, path_of[method, request], image)
-    rows = []
-    for (method, request), path in path_of.items():
+def sample_missing(
+    context: dg.OpExecutionContext, store: AuditStore, wanted: "Sequence[Wanted]", sampler: "Sampler"
+) -> None:
+    """Sample what is not there yet, method by method."""
+    key = context.partition_key
+    missing: dict[str, dict[Request, str]] = {}
+    for (method, request), path in _paths(key, wanted).items():
+        if not has_image(store.tables, path, report=context.log.warning):
+            missing.setdefault(method, {})[request] = path
+    num_missing = sum(map(len, missing.values()))
+    context.log.info(f"{len(wanted) - num_missing} of {len(wanted)} images are there")
+    for method, path_of in missing.items():
+        what = "sampling" if method == UNMITIGATED else f"sampling {method}"
+        for request, image in track(context, sampler(method, list(path_of)), total=len(path_of), what=what):
+            save_png(store.tables, path_of[request], image)
+
+
+def write_generations(store: AuditStore, key: str, which: Pass, wanted: "Sequence[Wanted]") -> dg.MaterializeResult:
+    """The rows of all that is asked for, once it is sampled."""
+    tables, rows = store.tables, []
+    for (method, request), path in _paths(key, wanted).items():
         width, height = open_image(tables, path).size
         row = {"method": method, "prompt_id": request.prompt_id, "seed": request.seed, "path": path}
         rows.append({**row, "sha256": file_sha256(tables.root / path), "width": width, "height": height})
     tables.write("generations", key, rows, shard=which.shard)
     table = tables.read("generations", key, shard=which.shard)
-    num_sampled = sum(map(len, missing.values()))
-    return table_result(
-        store,
-        "generations",
-        key,
-        table,
-        num_sampled=num_sampled,
-        num_kept=len(path_of) - num_sampled,
-        contact_sheet=picture(_sheet(store, table), "generations"),
-    )
+    sheet = picture(_sheet(store, table), "generations")
+    return table_result(store, "generations", key, table, contact_sheet=sheet)
+
+
+def _wanted(store: AuditStore, key: str, part: Part) -> "list[Wanted]":
+    from fbmem_core.diffusion.sampling import content_key
+
+    audit, checkpoint = store.audit(key)
+    prompts = store.tables.read("prompts", key)
+    return [
+        (UNMITIGATED, request, content_key(checkpoint.fingerprint, UNMITIGATED, request, audit.sampling))
+        for request in requests(audit, prompts[part.of(range(len(prompts)))])
+    ]
+
+
+def _paths(key: str, wanted: "Sequence[Wanted]") -> "dict[tuple[str, Request], str]":
+    return {
+        (method, request): image_path("generations", key, f"{method}-{request.prompt_id}-{request.seed}", image_key)
+        for method, request, image_key in wanted
+    }
 
 
 def _sheet(store: AuditStore, table: pl.DataFrame) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.passes import BASELINE, Pass
 from fbmem_assets.resources import AuditStore, segmenter_of, track
+from fbmem_assets.shards import Part
 from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.audit import UNMITIGATED
 from fbmem_core.store.images import has_image, image_path, open_image, save_png
@@ -42,22 +43,21 @@ def generation_image_id(method: str, prompt_id: str, seed: int) -> str:
 def generation_masks_of(which: Pass) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
     """The asset of one pass, and its check."""
 
+    def work(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
+        _segment_missing(context, store, "generation", part.of(_generations(store, context.partition_key, which)))
+
     @table_asset(
         table="masks",
         stage=which.stage(STAGE),
         deps=[which.name("generations")],
         kinds={"onnx"},
         name=which.name("generation_masks"),
+        work=work,
     )
-    def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    def asset(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
         """One row per generation: its matte, its foreground's share of the area, whether the segmenter could decide."""
-        rows = which.rows(store, "generations", context.partition_key)
-        facts = rows.select("method", "prompt_id", "seed", "path", "sha256").iter_rows()
-        images = [
-            _Image(generation_image_id(method, prompt_id, seed), store.tables.root / path, sha256)
-            for method, prompt_id, seed, path, sha256 in facts
-        ]
-        return _segment(context, store, "generation", images, shard=f"generation-{which.shard}")
+        images = _generations(store, context.partition_key, which)
+        return _write_masks(context, store, "generation", images, shard=f"generation-{which.shard}")
 
     @dg.asset_check(asset=asset, partitions_def=checkpoint_partitions)
     def every_generation_has_a_mask(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
@@ -72,12 +72,14 @@ def generation_masks_of(which: Pass) -> tuple[dg.AssetsDefinition, dg.AssetCheck
 generation_masks, every_generation_has_a_mask = generation_masks_of(BASELINE)
 
 
-@table_asset(table="masks", stage=STAGE, deps=["reference_images"], kinds={"onnx"})
-def reference_masks(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+def _segment_references(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
+    _segment_missing(context, store, "reference", part.of(_references(store, context.partition_key)))
+
+
+@table_asset(table="masks", stage=STAGE, deps=["reference_images"], kinds={"onnx"}, work=_segment_references)
+def reference_masks(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per usable reference: its matte, its foreground's share, and whether the segmenter could decide."""
-    rows = usable_references(store, context.partition_key)
-    images = [_Image(i, Path(path), sha) for i, path, sha in rows.select("reference_id", "path", "sha256").iter_rows()]
-    return _segment(context, store, "reference", images, shard="reference")
+    return _write_masks(context, store, "reference", _references(store, context.partition_key), shard="reference")
 
 
 def usable_references(store: AuditStore, key: str) -> pl.DataFrame:
@@ -85,29 +87,66 @@ def usable_references(store: AuditStore, key: str) -> pl.DataFrame:
     return store.tables.read("reference_images", key).filter(pl.col("status") == "ok")
 
 
-def _segment(
-    context: dg.AssetExecutionContext, store: AuditStore, kind: str, images: Sequence[_Image], *, shard: str
+def _generations(store: AuditStore, key: str, which: Pass) -> list[_Image]:
+    rows = which.rows(store, "generations", key).select("method", "prompt_id", "seed", "path", "sha256").iter_rows()
+    return [
+        _Image(generation_image_id(method, prompt_id, seed), store.tables.root / path, sha256)
+        for method, prompt_id, seed, path, sha256 in rows
+    ]
+
+
+def _references(store: AuditStore, key: str) -> list[_Image]:
+    rows = usable_references(store, key).select("reference_id", "path", "sha256").iter_rows()
+    return [_Image(reference_id, Path(path), sha256) for reference_id, path, sha256 in rows]
+
+
+class _Mattes:
+    """The mattes of one kind of image: where each lies and its status. One that is not there is made when asked for."""
+
+    def __init__(self, context: dg.OpExecutionContext, store: AuditStore, kind: str) -> None:
+        from fbmem_core.segmentation import segmenter_name
+
+        self._log, self._tables, self._key, self._kind = context.log, store.tables, context.partition_key, kind
+        self._model = store.audit(self._key)[0].segmentation.model
+        self.segmenter = segmenter_name(self._model)
+
+    def __call__(self, image: _Image) -> tuple[str | None, str]:
+        """No path: the segmenter could not decide."""
+        from fbmem_core.references import open_rgb
+
+        content = hashlib.sha256(f"{image.sha256} {self.segmenter}".encode()).hexdigest()[:12]
+        path = image_path(f"masks/{self._kind}", self._key, image.image_id, content)
+        if not has_image(self._tables, path, report=self._log.warning):
+            matte = segmenter_of(self._model).matte(open_rgb(image.path))
+            if matte.alpha is None:
+                return None, matte.status
+            save_png(self._tables, path, matte.to_image(), notes={_STATUS_KEY: matte.status})
+        return path, open_image(self._tables, path).info[_STATUS_KEY]
+
+
+def _segment_missing(context: dg.OpExecutionContext, store: AuditStore, kind: str, images: Sequence[_Image]) -> None:
+    matte_of = _Mattes(context, store, kind)
+    for image in track(context, images, what=f"segmenting {kind}s"):
+        matte_of(image)
+
+
+def _write_masks(
+    context: dg.OpExecutionContext, store: AuditStore, kind: str, images: Sequence[_Image], *, shard: str
 ) -> dg.MaterializeResult:
     from fbmem_core.references import open_rgb
     from fbmem_core.report.pictures import contact_sheet, overlay
-    from fbmem_core.segmentation import segmenter_name
 
     key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    model = audit.segmentation.model
-    name = segmenter_name(model)
+    matte_of = _Mattes(context, store, kind)
+    name = matte_of.segmenter
     rows: list[dict[str, Any]] = []
     tiles: list[tuple[str, Image.Image]] = []
-    for image in track(context, images, what=f"segmenting {kind}s"):
-        path = _matte_path(key, kind, image, name)
-        if not has_image(tables, path, report=context.log.warning):
-            matte = segmenter_of(model).matte(open_rgb(image.path))
-            if matte.alpha is None:
-                rows.append(_row(kind, image, None, None, name, matte.status))
-                continue
-            save_png(tables, path, matte.to_image(), notes={_STATUS_KEY: matte.status})
-        saved = open_image(tables, path)
-        alpha, status = np.asarray(saved, dtype=np.float32) / 255, saved.info[_STATUS_KEY]
+    for image in images:
+        path, status = matte_of(image)
+        if path is None:
+            rows.append(_row(kind, image, None, None, name, status))
+            continue
+        alpha = np.asarray(open_image(tables, path), dtype=np.float32) / 255
         rows.append(_row(kind, image, path, float((alpha >= 0.5).mean()), name, status))
         if len(tiles) < _SHEET_TILES:
             tiles.append((image.image_id.removeprefix(f"{UNMITIGATED}/"), overlay(open_rgb(image.path), alpha)))
@@ -130,11 +169,6 @@ def _segment(
         statuses=markdown_table([{"status": status, "images": count} for status, count in statuses.items()]),
         overlays=picture(contact_sheet(tiles, columns=12), "foregrounds"),
     )
-
-
-def _matte_path(key: str, kind: str, image: _Image, segmenter: str) -> str:
-    content = hashlib.sha256(f"{image.sha256} {segmenter}".encode()).hexdigest()[:12]
-    return image_path(f"masks/{kind}", key, image.image_id, content)
 
 
 def _row(

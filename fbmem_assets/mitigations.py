@@ -19,6 +19,7 @@ from fbmem_assets.clusters import embeddings
 from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.passes import BASELINE, MITIGATED
 from fbmem_assets.resources import AuditStore
+from fbmem_assets.shards import WHOLE, Part
 from fbmem_assets.tables import markdown_table, table_asset
 from fbmem_core.audit import Mitigation
 from fbmem_core.neurons.layers import NeuronSet
@@ -28,11 +29,18 @@ from fbmem_core.store.tables import digest
 if TYPE_CHECKING:
     from PIL import Image
 
+    from fbmem_assets.generations import Wanted
     from fbmem_core.diffusion.sampling import Request
     from fbmem_core.mitigation.method import Evidence, Intervention, Method
 
 STAGE = "mitigations"
 _VERSION = 1  # raise it when the same settings begin to give other mitigations
+
+
+def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
+    trials = trials_of(store, context.partition_key)
+    wanted = _wanted(store, context.partition_key, trials, part)
+    generations_stage.sample_missing(context, store, wanted, lambda name, some: trials[name].sample(some))
 
 
 @table_asset(
@@ -41,27 +49,17 @@ _VERSION = 1  # raise it when the same settings begin to give other mitigations
     deps=["labels", "prompt_clusters", "neuron_sets"],
     kinds={"torch"},
     name="mitigated_generations",
+    work=_sample_part,
 )
-def mitigated_generations(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+def mitigated_generations(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (method, prompt_id, seed): what is sampled with each mitigation of the audit file, seeds as before.
 
     Memorized prompts are sampled under what the method does for them; innocent ones, whose images are all labelled NM,
     with the mitigation on for all prompts at once, so that its side effects show.
     """
-    from fbmem_core.diffusion.sampling import content_key
-
     key = context.partition_key
-    audit, checkpoint = store.audit(key)
     trials = trials_of(store, key)
-    asked = requests(store, key)
-    wanted = [
-        (name, request, content_key(checkpoint.fingerprint, trial.key, request, audit.sampling))
-        for name, trial in trials.items()
-        for request in asked
-    ]
-    result = generations_stage.sample_wanted(
-        context, store, MITIGATED, wanted, lambda name, some: trials[name].sample(some)
-    )
+    result = generations_stage.write_generations(store, key, MITIGATED, _wanted(store, key, trials, WHOLE))
     for trial in trials.values():
         trial.write_rows()
     for table in ("mitigations", "mitigated_neurons"):
@@ -100,6 +98,20 @@ def requests(store: AuditStore, key: str) -> "list[Request]":
     every = generations_stage.requests(audit, store.tables.read("prompts", key))
     some = [r for r in every if num is None or r.seed < audit.sampling.seed + num]
     return sorted(some, key=lambda request: request.prompt_id in innocent)
+
+
+def _wanted(store: AuditStore, key: str, trials: "Mapping[str, Trial]", part: Part) -> "list[Wanted]":
+    from fbmem_core.diffusion.sampling import content_key
+
+    audit, checkpoint = store.audit(key)
+    asked = requests(store, key)
+    prompt_ids = set(part.of(list(dict.fromkeys(request.prompt_id for request in asked))))
+    return [
+        (name, request, content_key(checkpoint.fingerprint, trial.key, request, audit.sampling))
+        for name, trial in trials.items()
+        for request in asked
+        if request.prompt_id in prompt_ids
+    ]
 
 
 def method_names(store: AuditStore, key: str) -> list[str]:

@@ -12,8 +12,10 @@ from fbmem_assets.masks import generation_image_id, usable_references
 from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.passes import BASELINE, Pass
 from fbmem_assets.resources import AuditStore, track
+from fbmem_assets.shards import Part
 from fbmem_assets.tables import markdown_table, table_asset, table_result
 from fbmem_core.audit import CRITERIA
+from fbmem_core.store.locks import held
 from fbmem_core.store.tables import digest
 
 if TYPE_CHECKING:
@@ -29,14 +31,18 @@ _VERSION = 3  # raise it when the same images begin to give other neighbors
 def neighbors_of(which: Pass) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
     """The asset of one pass, and its check."""
 
+    def work(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
+        _compare_missing(context, store, which, part)
+
     @table_asset(
         table="neighbors",
         stage=which.stage(STAGE),
         deps=[which.name("generation_masks"), "reference_masks"],
         kinds={"torch"},
         name=which.name("neighbors"),
+        work=work,
     )
-    def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    def asset(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
         """One row per (method, prompt_id, seed, region, criterion, rank): exact nearest references.
 
         Every reference of at least `floor` by every criterion; where there is none, the one that looks nearest at
@@ -44,7 +50,6 @@ def neighbors_of(which: Pass) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefini
         change is not computed again.
         """
         key, tables = context.partition_key, store.tables
-        _compare_missing(context, store, which)
         return table_result(
             store,
             "neighbors",
@@ -73,21 +78,22 @@ def neighbors_of(which: Pass) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefini
 neighbors, every_generation_has_neighbors = neighbors_of(BASELINE)
 
 
-def _compare_missing(context: dg.AssetExecutionContext, store: AuditStore, which: Pass) -> None:
-    """Write a file for every prompt and method that has none yet."""
+def _compare_missing(context: dg.OpExecutionContext, store: AuditStore, which: Pass, part: Part) -> None:
+    """Write a file for every prompt and method of this part that has none yet."""
     from fbmem_core.neighbors import nearest_pairs
 
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
     settings = audit.similarity
-    shards = _shards(store, key, which)
+    every = _shards(store, key, which)
     for table in ("neighbors", "similarities"):  # first, so that a stopped run leaves no prompt twice
-        tables.keep_shards(table, key, shards, among=f"{which.shard}*")
-    whole = tables.shards("neighbors", key, report=context.log.warning)
+        tables.keep_shards(table, key, every, among=f"{which.shard}*")
+    shards = dict(part.of(list(every.items())))
+    whole = tables.shards("neighbors", key, shards, report=context.log.warning)
     missing = {shard: rows for shard, rows in shards.items() if shard not in whole}
     references = reference_planes(store, key, which) if missing else {}
     prefilter = _prefilter(store, key, references) if missing else None
-    if prefilter is not None and not which.is_mitigated:
+    if prefilter is not None and not which.is_mitigated and part.number == 1:
         tables.write("prefilter_recalls", key, _recalls(store, key, references, prefilter))
     for block in track(context, list(_blocks(missing)), what="comparing"):
         images = generation_set(store, key, pl.concat(rows for _, rows in block))
@@ -146,10 +152,10 @@ def reference_planes(store: AuditStore, key: str, which: Pass) -> "dict[str, Pla
     rows = usable_references(store, key).select("reference_id", "path").iter_rows()
     name = digest(_VERSION, settings.size, *_reference_facts(store, key))
     folder = store.tables.local / "cache" / "references" / name
-    images = load_image_set(
-        [(name, Path(path), mattes[name]) for name, path in rows], size=settings.size, folder=folder
-    )
-    return {region: Planes(images, region, device=choose_device(settings.device)) for region in which.regions(audit)}
+    items = [(name, Path(path), mattes[name]) for name, path in rows]
+    with held(folder.with_name(f"{name}.lock")):  # made once, however many steps ask for it
+        images = load_image_set(items, size=settings.size, folder=folder)
+        return {r: Planes(images, r, device=choose_device(settings.device)) for r in which.regions(audit)}
 
 
 def _prefilter(store: AuditStore, key: str, references: "Mapping[str, Planes]") -> "Prefilter | None":

@@ -9,6 +9,7 @@ from fbmem_assets.clusters import embeddings
 from fbmem_assets.labels import summary_labels
 from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.resources import AuditStore, track
+from fbmem_assets.shards import Part
 from fbmem_assets.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.audit import Audit
 from fbmem_core.errors import InputError
@@ -81,54 +82,59 @@ def similarity_threshold(context: dg.AssetExecutionContext, store: AuditStore) -
     return table_result(store, "similarity_thresholds", key, table, threshold=row["threshold"])
 
 
+def _localize_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
+    from fbmem_core.neurons.localization import localize
+
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    [threshold] = tables.read("similarity_thresholds", key)["threshold"]
+    shards = part.of(_shards(store, key))
+    # localizations is written last, so what stands there is complete
+    names = [shard for shard, _, _ in shards]
+    done = tables.shards("localizations", key, names, report=context.log.warning)
+    done &= tables.shards("neurons", key, names, report=context.log.warning)
+    missing = [found for found in shards if found[0] not in done]
+    if not missing:
+        return
+    pipeline = store.pipeline(key)
+    statistics, step = read_statistics(store, key), _first_step(audit, pipeline)
+    for shard, prompt_id, text in track(context, missing, what="localizing"):
+        condition = _encode(audit, pipeline, [text])
+        found = localize(
+            step,
+            condition,
+            statistics,
+            threshold=threshold,
+            batch_size=audit.neurons.batch_size,
+            seed_margin=audit.neurons.seed_margin,
+        )
+        tables.write("neurons", key, _rows(prompt_id, found, condition, statistics, step), shard=shard)
+        tables.write("localizations", key, [_summary(prompt_id, found)], shard=shard)
+
+
 @table_asset(
     table="neurons",
     stage=STAGE,
     deps=["prompt_set", "activation_statistics", "similarity_threshold"],
     kinds={"torch"},
+    work=_localize_part,
 )
-def neuron_sets(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+def neuron_sets(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (prompt_id, stage, layer, neuron): what NeMo finds. A prompt that has been searched is kept."""
-    from fbmem_core.neurons.localization import localize
-
     key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    prompts = tables.read("prompts", key)
-    [threshold] = tables.read("similarity_thresholds", key)["threshold"]
-    shards = {shard: (prompt_id, text) for shard, prompt_id, text in _shards(store, key, prompts)}
-    # localizations is written last, so what stands there is complete
-    done = tables.shards("localizations", key, report=context.log.warning)
-    done &= tables.shards("neurons", key, report=context.log.warning)
-    missing = [shard for shard in shards if shard not in done]
-    if missing:
-        pipeline = store.pipeline(key)
-        statistics, step = read_statistics(store, key), _first_step(audit, pipeline)
-        for shard in track(context, missing, what="localizing"):
-            prompt_id, text = shards[shard]
-            condition = _encode(audit, pipeline, [text])
-            found = localize(
-                step,
-                condition,
-                statistics,
-                threshold=threshold,
-                batch_size=audit.neurons.batch_size,
-                seed_margin=audit.neurons.seed_margin,
-            )
-            tables.write("neurons", key, _rows(prompt_id, found, condition, statistics, step), shard=shard)
-            tables.write("localizations", key, [_summary(prompt_id, found)], shard=shard)
+    wanted = [shard for shard, _, _ in _shards(store, key)]
     for table in ("localizations", "neurons"):
-        tables.keep_shards(table, key, shards)
+        tables.keep_shards(table, key, wanted)
     summaries, rows = tables.read("localizations", key), tables.read("neurons", key)
     return table_result(
         store,
         "neurons",
         key,
         rows,
-        num_searched=len(missing),
         num_memorized=summaries.filter(pl.col("num_seeds") > 0).height,
         num_not_reached=summaries.filter(~pl.col("is_reached")).height,
         neurons_per_layer=picture(_layer_plot(store, key, rows), "refined neurons per layer"),
-        neurons_per_prompt=markdown_table(_per_kind(summaries, prompts)),
+        neurons_per_prompt=markdown_table(_per_kind(summaries, tables.read("prompts", key))),
     )
 
 
@@ -289,14 +295,14 @@ def _first_step(audit: Audit, pipeline: Any) -> "FirstStep":
     )
 
 
-def _shards(store: AuditStore, key: str, prompts: pl.DataFrame) -> list[tuple[str, str, str]]:
+def _shards(store: AuditStore, key: str) -> list[tuple[str, str, str]]:
     """(shard, prompt_id, prompt): the shard's name changes with everything that the neurons depend on."""
     audit, checkpoint = store.audit(key)
     sampling = audit.sampling.model_dump(include={"seed", "height", "width", "dtype"})
     settings = audit.neurons.model_dump(include={"layers", "mode", "num_seeds", "num_steps", "seed_margin"})
     facts = [store.tables.data_version(name, key) for name in ("activation_statistics", "similarity_thresholds")]
     found = []
-    for prompt_id, text in prompts.select("prompt_id", "prompt").iter_rows():
+    for prompt_id, text in store.tables.read("prompts", key).select("prompt_id", "prompt").iter_rows():
         shard = digest(_VERSION, checkpoint.fingerprint, prompt_id, text, sampling, settings, facts)
         found.append((shard, prompt_id, text))
     return found

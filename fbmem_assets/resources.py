@@ -96,7 +96,13 @@ def segmenter_of(model: str) -> Segmenter:
     return Segmenter(model)
 
 
-def track(context: dg.AssetExecutionContext, items: Iterable[T], *, what: str, total: int | None = None) -> Iterator[T]:
+def track(
+    context: dg.AssetExecutionContext | dg.OpExecutionContext,
+    items: Iterable[T],
+    *,
+    what: str,
+    total: int | None = None,
+) -> Iterator[T]:
     """Pass `items` on, with a bar on the terminal and a line with the time left in Dagster's log every 30 seconds.
 
     `total` is needed where `items` has no length.

@@ -11,29 +11,41 @@ import polars as pl
 from fbmem_assets.executors import pool_of, step_tags
 from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.resources import AuditStore
+from fbmem_assets.shards import Work, sharded_asset
 from fbmem_core.store.schemas import TABLES
 
 _PREVIEW_ROWS = 10
 
 
 def table_asset(
-    *, table: str, stage: str, deps: Sequence[str] = (), kinds: set[str] | None = None, name: str | None = None
+    *,
+    table: str,
+    stage: str,
+    deps: Sequence[str] = (),
+    kinds: set[str] | None = None,
+    name: str | None = None,
+    work: Work | None = None,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """An asset of one stage that writes (a part of) one table, named as its function unless a name is given."""
-    columns = [dg.TableColumn(name, str(kind)) for name, kind in TABLES[table].columns.items()]
-    return dg.asset(
-        name=name,
-        partitions_def=checkpoint_partitions,
-        group_name=stage,
-        deps=list(deps),
-        kinds={"parquet", *(kinds or set())},
-        pool=pool_of(table),
-        op_tags=step_tags(table),
-        metadata={
+    """An asset of one stage that writes (a part of) one table, named as its function unless a name is given.
+
+    `work` is what may be divided among steps; the function then sums up what they did.
+    """
+    columns = [dg.TableColumn(column, str(kind)) for column, kind in TABLES[table].columns.items()]
+    of_asset: dict[str, Any] = {
+        "partitions_def": checkpoint_partitions,
+        "group_name": stage,
+        "kinds": {"parquet", *(kinds or set())},
+        "metadata": {
             "table": table,
             "grain": TABLES[table].grain,
             "dagster/column_schema": dg.TableSchema(columns=columns),
         },
+    }
+    pool = pool_of(table)
+    if work is None:
+        return dg.asset(name=name, deps=list(deps), pool=pool, op_tags=step_tags(table), **of_asset)
+    return lambda function: sharded_asset(
+        function, name=name or function.__name__, work=work, deps=deps, pool=pool, table=table, **of_asset
     )
 
 

@@ -6,6 +6,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from fbmem_core.errors import InputError
 
@@ -24,17 +25,33 @@ def partition_lock(folder: Path, checkpoint: str, holder: str) -> Iterator[None]
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{checkpoint}.lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            other = file.read()
-            if other != holder:
-                cure = "Wait until it ends, or stop it."
-                raise InputError(f"no other run of {checkpoint}", f"one at work: {other}", cure=cure) from None
-        else:
+        if _is_free(file):
             file.truncate(0)
             file.write(holder)
             file.flush()
+        # giving up the exclusive lock and taking the shared one are two acts, between which another run may come
         fcntl.flock(file, fcntl.LOCK_SH)
+        file.seek(0)
+        other = file.read()
+        if other != holder:
+            cure = "Wait until it ends, or stop it."
+            raise InputError(f"no other run of {checkpoint}", f"one at work: {other}", cure=cure)
         yield
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` of a local disk alone; who comes second waits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_free(file: IO[str]) -> bool:
+    """Whether it could be locked, for this process alone."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +78,22 @@ class Store:
         wanted = set(shards)
         for path in self._files(table, checkpoint, among):
             if path.stem not in wanted:
-                path.unlink()
+                path.unlink(missing_ok=True)  # other steps may tidy up too
 
-    def shards(self, table: str, checkpoint: str, *, report: Callable[[str], None] = lambda message: None) -> set[str]:
-        """The names of a partition's shards that are there and whole.
+    def shards(
+        self,
+        table: str,
+        checkpoint: str,
+        names: Collection[str] | None = None,
+        *,
+        report: Callable[[str], None] = lambda message: None,
+    ) -> set[str]:
+        """The names of a partition's shards that are there and whole; `names`: only of these.
 
         One that is broken is removed, so that it is made again, and `report` is told its name.
         """
         whole = set()
-        files = self._files(table, checkpoint)
+        files = [path for path in self._files(table, checkpoint) if names is None or path.stem in names]
         for path, content in zip(files, self._contents(files), strict=True):
             try:
                 pq.ParquetFile(pa.BufferReader(content)).read()

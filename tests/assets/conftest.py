@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from PIL import Image
+from polars.testing import assert_frame_equal
+
+from fbmem_core.store.tables import Store
 
 PROJECT = Path(__file__).parents[2]
 CANARY = PROJECT / "data" / "canary"
@@ -22,6 +26,7 @@ MITIGATIONS = {
     "num_attacked": 3,
     "attempts": 1,
 }
+TO_LABELS = ("prompts", "reference_images", "generations", "masks", "neighbors", "similarities", "labels", "rejected")
 # what `make` exports and the command sets when they are missing
 VARIABLES = ("DAGSTER_HOME", "FBMEM_DAGSTER", "FBMEM_STORE")
 
@@ -99,3 +104,46 @@ def audited(tmp_path_factory):
             patch.delenv(name)
         result = CliRunner().invoke(main, ["audit", str(file), "--store", str(store)])
     return store, file, Run(result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.fixture(scope="session")
+def tiny_audit(tmp_path_factory, tiny_checkpoint, tiny_segmenter):
+    """An audit of four images by untrained networks, which takes seconds up to its labels."""
+    folder = tmp_path_factory.mktemp("audit")
+    (folder / "references").mkdir()
+    for number in range(3):
+        Image.effect_noise((64, 64), 40 + number).convert("RGB").save(folder / "references" / f"{number}.png")
+    (folder / "prompts.txt").write_text("a cat\nan owl\n")
+    audit = {
+        "name": "tiny", "checkpoint": str(tiny_checkpoint), "prompts": "prompts.txt", "references": "references",
+        "samples_per_prompt": 2, "segmentation": {"model": str(tiny_segmenter)}, "similarity": {"size": 176},
+        "sampling": {"steps": 1, "height": 64, "width": 64, "device": "cpu", "batch_size": 1},
+    }  # fmt: skip
+    (folder / "audit.yaml").write_text(yaml.safe_dump(audit))
+    return folder / "audit.yaml"
+
+
+@pytest.fixture(scope="session")
+def tiny_audited(tiny_audit, tmp_path_factory):
+    """The store of the audit when nothing went wrong; tests only read it."""
+    import torch
+
+    from fbmem_assets.cli import main
+
+    store = tmp_path_factory.mktemp("tiny_audited")
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in VARIABLES:
+            patch.setenv(name, "")
+            patch.delenv(name)
+        done = CliRunner().invoke(main, ["audit", str(tiny_audit), "--store", str(store), "--until", "labels"])
+    assert done.exit_code == 0, done.stderr
+    return Store(store)
+
+
+def assert_same_audit(store, other, tables=TO_LABELS):
+    """The one partition of both has the same rows."""
+    [key] = store.partitions("checkpoints")
+    for table in tables:
+        assert_frame_equal(store.read(table, key), other.read(table, key))
+    assert not store.read("labels", key).is_empty()

@@ -1,79 +1,38 @@
 """What goes wrong while an audit runs: each ends in one clear line or in the right tables, and a re-run completes."""
 
 import logging
+import math
+import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 
 import duckdb
 import pytest
-import yaml
-from PIL import Image
-from polars.testing import assert_frame_equal
 
+from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store
-from tests.assets.conftest import PROJECT
+from tests.assets.conftest import PROJECT, TO_LABELS, VARIABLES, assert_same_audit
 
-TABLES = ("prompts", "reference_images", "generations", "masks", "neighbors", "similarities", "labels", "rejected")
-
-
-@pytest.fixture(scope="module")
-def audit_file(tmp_path_factory, tiny_checkpoint, tiny_segmenter):
-    """An audit of four images by untrained networks, which takes seconds up to its labels."""
-    folder = tmp_path_factory.mktemp("audit")
-    (folder / "references").mkdir()
-    for number in range(3):
-        Image.effect_noise((64, 64), 40 + number).convert("RGB").save(folder / "references" / f"{number}.png")
-    (folder / "prompts.txt").write_text("a cat\nan owl\n")
-    audit = {
-        "name": "tiny", "checkpoint": str(tiny_checkpoint), "prompts": "prompts.txt", "references": "references",
-        "samples_per_prompt": 2, "segmentation": {"model": str(tiny_segmenter)}, "similarity": {"size": 176},
-        "sampling": {"steps": 1, "height": 64, "width": 64, "device": "cpu", "batch_size": 1},
-    }  # fmt: skip
-    (folder / "audit.yaml").write_text(yaml.safe_dump(audit))
-    return folder / "audit.yaml"
-
-
-@pytest.fixture(scope="module")
-def undisturbed(audit_file, tmp_path_factory):
-    """The store of the audit when nothing went wrong; tests only read it."""
-    import torch
-    from click.testing import CliRunner
-
-    from fbmem_assets.cli import main
-    from tests.assets.conftest import VARIABLES
-
-    store = tmp_path_factory.mktemp("undisturbed")
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in VARIABLES:
-            patch.setenv(name, "")
-            patch.delenv(name)
-        done = CliRunner().invoke(main, ["audit", str(audit_file), "--store", str(store), "--until", "labels"])
-    assert done.exit_code == 0, done.stderr
-    return Store(store)
+_LONGEST = 600.0  # seconds for an audit that nothing interrupts
 
 
 @pytest.fixture
-def audit(fbmem, audit_file):
+def audit(fbmem, tiny_audit):
     """Audit it up to its labels into a store: `audit(store)`."""
-    return lambda store: fbmem("audit", audit_file, "--store", store, "--until", "labels")
+    return lambda store: fbmem("audit", tiny_audit, "--store", store, "--until", "labels")
 
 
-def assert_same(store, other):
-    [key] = store.partitions("checkpoints")
-    for table in TABLES:
-        assert_frame_equal(store.read(table, key), other.read(table, key))
-    assert store.read("labels", key).height == 4
-
-
-def test_a_bucket_gets_the_tables_of_a_folder(audit, fbmem, undisturbed, s3_server, tmp_path, monkeypatch):
+def test_a_bucket_gets_the_tables_of_a_folder(audit, fbmem, tiny_audited, s3_server, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     url = f"s3://audits/{tmp_path.name}"
     for _ in range(2):
         run = audit(url)
         assert run.exit_code == 0, run.stderr
-        assert_same(undisturbed, Store(url))
+        assert_same_audit(tiny_audited, Store(url))
     run = fbmem("sql", "select count(*) as n from generations", "--store", url)
     assert run.exit_code == 0, run.stderr
     assert " 4 " in run.stdout
@@ -96,20 +55,67 @@ def logged(monkeypatch):
 
 
 @pytest.mark.parametrize("folder", ["images/generations", "images/masks", "tables/neighbors", "tables/generations"])
-def test_a_file_that_broke_is_made_again(audit, logged, undisturbed, tmp_path, folder):
-    store = Store(shutil.copytree(undisturbed.root, tmp_path / "store"))
+def test_a_file_that_broke_is_made_again(audit, logged, tiny_audited, tmp_path, folder):
+    store = Store(shutil.copytree(tiny_audited.root, tmp_path / "store"))
     broken = sorted(path for path in (store.root / folder).rglob("*.*") if path.is_file())[0]
     content = broken.read_bytes()
     broken.write_bytes(content[: len(content) // 2])
     run = audit(store.root)
     assert run.exit_code == 0, run.stderr
-    assert_same(undisturbed, store)
+    assert_same_audit(tiny_audited, store)
     if folder != "tables/generations":  # which is written anew by every run
         assert f"{broken} is broken and is made again" in logged(store)
 
 
-def test_a_second_run_of_a_partition_gets_one_line(audit, undisturbed, tmp_path):
-    store = Store(shutil.copytree(undisturbed.root, tmp_path / "store"))
+@pytest.fixture
+def interrupted(request):
+    """(audit file, undisturbed store, last stage, tables, kills, seconds). FBMEM_KILLS=30: a whole audit, so often."""
+    kills = os.environ.get("FBMEM_KILLS")
+    if kills is None:
+        return request.getfixturevalue("tiny_audit"), request.getfixturevalue("tiny_audited"), "labels", TO_LABELS, 2, 5
+    root, file, _ = request.getfixturevalue("audited")
+    return file, Store(root), "report", TABLES, int(kills), 60
+
+
+def test_kills_at_random_moments_lose_nothing_that_was_finished(interrupted, tmp_path):
+    file, undisturbed, last, tables, kills, seconds = interrupted
+    rng, finished, number = random.Random(kills), {}, 0
+    while kills:
+        store = Store(tmp_path / str(number))
+        was_killed = _kill_after(rng.uniform(0, seconds), file, store, last)
+        images = {path: path.stat().st_mtime_ns for path in (store.root / "images/generations").rglob("*.png")}
+        assert finished.items() <= images.items()  # none was sampled or only written again
+        kills, finished = kills - was_killed, images if was_killed else {}
+        if not was_killed:
+            assert_same_audit(undisturbed, store, tables)
+            number += 1
+    store = Store(tmp_path / str(number))
+    assert not _kill_after(math.inf, file, store, last)
+    assert_same_audit(undisturbed, store, tables)
+
+
+def _kill_after(seconds, file, store, last):
+    """Audit in a process of its own and kill that; False: it ended before, well."""
+    command = [sys.executable, "-m", "fbmem_assets.cli", "audit", file, "--store", store.root, "--until", last]
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | {
+        "OMP_NUM_THREADS": "1"
+    }
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while not (line := process.stderr.readline()).startswith(b"auditing"):
+            assert line, "it ended before it began"
+        drain = threading.Thread(target=process.stderr.read)
+        drain.start()
+        try:
+            process.wait(min(seconds, _LONGEST))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        drain.join()
+    assert process.returncode in (0, -signal.SIGKILL)
+    return process.returncode != 0
+
+
+def test_a_second_run_of_a_partition_gets_one_line(audit, tiny_audited, tmp_path):
+    store = Store(shutil.copytree(tiny_audited.root, tmp_path / "store"))
     [key] = store.partitions("checkpoints")
     code = (
         "import sys; from pathlib import Path; from fbmem_core.store.locks import partition_lock\n"
@@ -127,10 +133,10 @@ def test_a_second_run_of_a_partition_gets_one_line(audit, undisturbed, tmp_path)
     assert audit(store.root).exit_code == 0  # the killed one holds nothing any more
 
 
-def test_a_database_that_is_open_elsewhere_disturbs_no_run(undisturbed, tmp_path):
+def test_a_database_that_is_open_elsewhere_disturbs_no_run(tiny_audited, tmp_path):
     from fbmem_core.store.warehouse import build_warehouse
 
-    store = Store(shutil.copytree(undisturbed.root, tmp_path / "store"))
+    store = Store(shutil.copytree(tiny_audited.root, tmp_path / "store"))
     path = build_warehouse(store)
     code = (
         "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', flush=True); input()\n"
