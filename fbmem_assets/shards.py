@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
-from fbmem_assets.executors import step_tags
+from fbmem_assets.executors import EXECUTOR_VARIABLE, step_tags
 from fbmem_assets.resources import AuditStore
 from fbmem_core.errors import InputError
 
@@ -82,8 +82,10 @@ def sharded_asset(
         retry_policy=_AFTER_A_CRASH,
     )
     def one_part(context: dg.OpExecutionContext, store: AuditStore) -> None:
+        part = Part.from_key(context.get_mapping_key())  # type: ignore[arg-type]
+        _take_gpu(part)
         try:
-            work(context, store, Part.from_key(context.get_mapping_key()))  # type: ignore[arg-type]
+            work(context, store, part)
         except Exception as error:
             # it would happen again: only a step whose process is gone runs once more
             raise dg.Failure(f"{error}", allow_retries=False) from error
@@ -101,3 +103,13 @@ def sharded_asset(
 
     ins: Mapping[str, dg.AssetIn] = {dep: dg.AssetIn(dagster_type=dg.Nothing) for dep in deps}
     return dg.graph_asset(graph, name=name, description=summary.__doc__, ins=ins, **of_asset)  # type: ignore[no-any-return,call-overload]
+
+
+def _take_gpu(part: Part) -> None:
+    """Where each step is a process of one machine, its shard says which of several GPUs it works on."""
+    if part.count == 1 or os.environ.get(EXECUTOR_VARIABLE) != "multiprocess":
+        return
+    import torch
+
+    if torch.cuda.device_count() > 1:
+        torch.cuda.set_device((part.number - 1) % torch.cuda.device_count())

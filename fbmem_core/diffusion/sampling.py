@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from fbmem_core.audit import Sampling
-from fbmem_core.errors import InputError
+from fbmem_core.diffusion.memory import smaller_batch
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -57,7 +57,7 @@ def sample(
         batch = requests[done : done + size]
         images = _sample_batch(pipeline, batch, sampling, prompt_embeds)
         if images is None:
-            size = _halve(len(batch), sampling)
+            size = smaller_batch(len(batch), sampling.device)
             continue
         yield from zip(batch, images, strict=True)
         done += len(batch)
@@ -81,17 +81,6 @@ def _sample_batch(
         ).images
     except torch.OutOfMemoryError:
         return None
-
-
-def _halve(size: int, sampling: Sampling) -> int:
-    import torch
-
-    if size == 1:
-        cure = "Lower `sampling.height` and `.width`, set `sampling.dtype: float16`, or stop what else uses the device."
-        raise InputError("memory for one image", "too little", where=sampling.device, cure=cure)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # what the failed batch held is free, but in pieces of its size
-    return size // 2
 
 
 def content_key(fingerprint: str, method: str, request: Request, sampling: Sampling) -> str:

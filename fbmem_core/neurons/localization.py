@@ -15,6 +15,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
+from fbmem_core.diffusion.memory import smaller_batch
 from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, difference_similarity, pairwise_similarity
 from fbmem_core.neurons.hooks import scale_neurons
 from fbmem_core.neurons.layers import NO_NEURONS, NeuronSet
@@ -73,7 +74,7 @@ def localize(
         condition: The prompt.
         statistics: Of the layers that are searched, over unmemorized prompts.
         threshold: From which similarity on a prompt counts as remembered; see `calibrate_threshold`.
-        batch_size: Samples in one pass of the U-Net.
+        batch_size: Samples in one pass of the U-Net; half as many from then on where memory is too little for them.
         seed_margin: A shortcut, which may end with other neurons: while those of a layer are refined, seeds that were
             more than this below the allowed similarity are not asked. All are asked when the layer is done; if one
             exceeds it then, the layer is refined again without the shortcut. None: every seed is asked.
@@ -261,14 +262,21 @@ class _Test:
     ) -> list[float]:
         recording = self._record(first_layer, common) if first_layer and common else {}
         found: list[float] = []
-        for first in range(0, len(asked), self.batch_size):
-            sets, seeds = zip(*asked[first : first + self.batch_size], strict=True)
-            rows = torch.tensor(seeds, device=self.seeds.device)
-            replayed = replay_segments(self.step.unet, recording, rows)
-            with replayed, scale_neurons(self.step.unet, self._factors(sets)):
-                blocked = self.step.noise_difference(self.condition, self.seeds[rows])
-            found += difference_similarity(blocked, self.differences[rows]).tolist()
+        while len(found) < len(asked):
+            batch = asked[len(found) : len(found) + self.batch_size]
+            try:
+                found += self._batch(batch, recording)
+            except torch.OutOfMemoryError:
+                self.batch_size = smaller_batch(len(batch), self.seeds.device)
         return found
+
+    def _batch(self, asked: Sequence[tuple[NeuronSet, int]], recording: Recording) -> list[float]:
+        sets, seeds = zip(*asked, strict=True)
+        rows = torch.tensor(seeds, device=self.seeds.device)
+        replayed = replay_segments(self.step.unet, recording, rows)
+        with replayed, scale_neurons(self.step.unet, self._factors(sets)):
+            blocked = self.step.noise_difference(self.condition, self.seeds[rows])
+        return difference_similarity(blocked, self.differences[rows]).tolist()
 
     def _record(self, layer: str, common: NeuronSet) -> Recording:
         """What comes before `layer`, for every seed, with the neurons of `common` that lie there switched off."""

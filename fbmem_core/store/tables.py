@@ -147,9 +147,10 @@ class Store:
                 path.fs.pipe_file(path.path, content)  # type: ignore[attr-defined]
             else:
                 _write_and_rename(path, content)
-        except OSError as error:
+        except self._errors as error:
             cure = "Mend that and run it again: what is finished is kept."
-            raise InputError("a store that can be written", error.strerror or error, where=path, cure=cure) from None
+            reason = getattr(error, "strerror", None) or error
+            raise InputError("a store that can be written", reason, where=path, cure=cure) from None
         return path
 
     def forget(self, checkpoint: str) -> None:
@@ -158,8 +159,18 @@ class Store:
             for path in self._files(table, checkpoint):
                 path.unlink()
 
+    @property
+    def _errors(self) -> type[Exception]:
+        """What may be raised where the store cannot be reached; each package of fsspec has its own."""
+        return Exception if self.is_remote else OSError
+
     def _files(self, table: str, checkpoint: str, shard: str = "*") -> list[Path]:
-        return sorted(self.table_dir(table, checkpoint).glob(f"{shard}.parquet"))
+        folder = self.table_dir(table, checkpoint)
+        try:
+            return sorted(folder.glob(f"{shard}.parquet"))
+        except self._errors as error:
+            cure = "Mend that: credentials, endpoint, network or permissions."
+            raise InputError("a store that can be read", error, where=folder, cure=cure) from None
 
     def _contents(self, files: Sequence[Path]) -> Iterable[bytes]:
         if not self.is_remote:

@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from fbmem_assets.partitions import register_audit
-from fbmem_assets.shards import Part, num_shards
+from fbmem_assets.shards import Part, _take_gpu, num_shards
 from fbmem_core.errors import InputError
 from fbmem_core.store.tables import Store
 from tests.assets.conftest import PROJECT, assert_same_audit
@@ -51,6 +51,27 @@ def test_any_other_number_of_shards_is_one_line(text, monkeypatch):
     monkeypatch.setenv("FBMEM_SHARDS", text)
     with pytest.raises(InputError, match=rf"a number of steps from 1 on, but got `{text}` in FBMEM_SHARDS"):
         num_shards()
+
+
+@pytest.mark.parametrize(
+    ("executor", "part", "gpus", "chosen"),
+    [
+        ("multiprocess", Part(1, 4), 4, [0]),
+        ("multiprocess", Part(4, 4), 4, [3]),
+        ("multiprocess", Part(4, 4), 2, [1]),
+        ("multiprocess", Part(2, 4), 1, []),
+        ("multiprocess", Part(1, 1), 4, []),
+        ("in_process", Part(2, 4), 4, []),  # the model is loaded already, on one of them
+        ("k8s", Part(2, 4), 4, []),  # the pod sees its own
+    ],
+)
+def test_a_shard_of_one_machine_takes_its_own_gpu(executor, part, gpus, chosen, monkeypatch):
+    taken = []
+    monkeypatch.setenv("FBMEM_EXECUTOR", executor)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    _take_gpu(part)
+    assert taken == chosen
 
 
 def test_four_shards_on_two_processes_one_of_them_killed(tiny_audit, tiny_audited, tmp_path):

@@ -102,6 +102,25 @@ def test_the_size_of_batches_does_not_matter(pipeline, statistics, batch_size):
     assert other.refined_similarity == pytest.approx(usual.refined_similarity, abs=1e-5)
 
 
+def test_out_of_memory_halves_the_batch_and_finds_the_same(pipeline, statistics, monkeypatch):
+    condition, asked = encode(pipeline, PROMPTS[ROUTED[0]]), []
+    usual = localize(first_step(pipeline), condition, statistics, threshold=0.84, batch_size=16)
+    predict_noise = FirstStep.predict_noise
+
+    def on_a_small_device(self, condition, rows=None):
+        asked.append(len(self.latents) if rows is None else len(rows))
+        if asked[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict_noise(self, condition, rows)
+
+    monkeypatch.setattr(FirstStep, "predict_noise", on_a_small_device)
+    found = localize(first_step(pipeline), condition, statistics, threshold=0.84, batch_size=16)
+    assert (found.initial, found.refined) == (usual.initial, usual.refined)
+    too_large = [size for size in asked if size > 3]
+    assert too_large
+    assert len(too_large) <= 3  # 16, 8 and 4: never again
+
+
 def test_leaving_out_far_seeds_keeps_what_the_neurons_are_for(pipeline, statistics):
     condition = encode(pipeline, PROMPTS["clockwork_owl-0"])
     step = first_step(pipeline)

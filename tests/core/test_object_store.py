@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from polars.testing import assert_frame_equal
+from s3fs import S3FileSystem
 
 from fbmem_core.errors import InputError
 from fbmem_core.image_sets import load_image_set
@@ -127,3 +128,17 @@ def test_a_url_that_cannot_be_opened_is_one_line_with_the_cure(url):
     with pytest.raises(InputError, match=r"a folder or a URL that fsspec can open.*pip install") as caught:
         Store(url)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bucket_without_credentials_is_one_line_whatever_is_asked(s3_server, tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    S3FileSystem.clear_instance_cache()  # one that has credentials may be kept
+    store = Store("s3://audits/locked")
+    with pytest.raises(InputError, match=r"^Expected a store that can be read, but got Unable to locate credentials"):
+        store.read("generations", KEY)
+    with pytest.raises(InputError, match=r"^Expected a store that can be written, but got Unable to locate cred"):
+        store.write("generations", KEY, [generation("a", 0)])
+    S3FileSystem.clear_instance_cache()
