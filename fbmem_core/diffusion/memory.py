@@ -19,7 +19,7 @@ def smaller_batch(size: int, device: torch.device | str) -> int:
     """
     if size == 1:
         cure = "Lower `sampling.height` and `.width`, set `sampling.dtype: float16`, or stop what else uses the device."
-        raise InputError("memory for one image", "too little", where=device, cure=cure)
+        raise InputError("memory for one image", "too little", where=str(device), cure=cure)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what the failed batch held is free, but in pieces of its size
     return size // 2
