@@ -13,9 +13,8 @@ import threading
 import duckdb
 import pytest
 
-from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store
-from tests.assets.conftest import PROJECT, TO_LABELS, VARIABLES, assert_same_audit
+from tests.assets.conftest import PROJECT, VARIABLES, assert_same_audit, make_slice
 
 _LONGEST = 600.0  # seconds for an audit that nothing interrupts
 
@@ -68,35 +67,36 @@ def test_a_file_that_broke_is_made_again(audit, logged, tiny_audited, tmp_path, 
 
 
 @pytest.fixture
-def interrupted(request):
-    """(audit file, undisturbed store, last stage, tables, kills, seconds). FBMEM_KILLS=30: a whole audit, so often."""
+def interrupted(request, tmp_path):
+    """(audit file, undisturbed store, kills, seconds). FBMEM_KILLS=30: a slice of the canary, killed so often."""
     kills = os.environ.get("FBMEM_KILLS")
     if kills is None:
-        return request.getfixturevalue("tiny_audit"), request.getfixturevalue("tiny_audited"), "labels", TO_LABELS, 2, 5
-    root, file, _ = request.getfixturevalue("audited")
-    return file, Store(root), "report", TABLES, int(kills), 60
+        return request.getfixturevalue("tiny_audit"), request.getfixturevalue("tiny_audited"), 2, 5
+    file, store = make_slice(tmp_path / "slice"), Store(tmp_path / "undisturbed")
+    assert not _kill_after(math.inf, file, store)
+    return file, store, int(kills), 10
 
 
 def test_kills_at_random_moments_lose_nothing_that_was_finished(interrupted, tmp_path):
-    file, undisturbed, last, tables, kills, seconds = interrupted
+    file, undisturbed, kills, seconds = interrupted
     rng, finished, number = random.Random(kills), {}, 0
     while kills:
         store = Store(tmp_path / str(number))
-        was_killed = _kill_after(rng.uniform(0, seconds), file, store, last)
+        was_killed = _kill_after(rng.uniform(0, seconds), file, store)
         images = {path: path.stat().st_mtime_ns for path in (store.root / "images/generations").rglob("*.png")}
         assert finished.items() <= images.items()  # none was sampled or only written again
         kills, finished = kills - was_killed, images if was_killed else {}
         if not was_killed:
-            assert_same_audit(undisturbed, store, tables)
+            assert_same_audit(undisturbed, store)
             number += 1
     store = Store(tmp_path / str(number))
-    assert not _kill_after(math.inf, file, store, last)
-    assert_same_audit(undisturbed, store, tables)
+    assert not _kill_after(math.inf, file, store)
+    assert_same_audit(undisturbed, store)
 
 
-def _kill_after(seconds, file, store, last):
-    """Audit in a process of its own and kill that; False: it ended before, well."""
-    command = [sys.executable, "-m", "fbmem_assets.cli", "audit", file, "--store", store.root, "--until", last]
+def _kill_after(seconds, file, store):
+    """Audit up to the labels in a process of its own and kill that; False: it ended before, well."""
+    command = [sys.executable, "-m", "fbmem_assets.cli", "audit", file, "--store", store.root, "--until", "labels"]
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | {
         "OMP_NUM_THREADS": "1"
     }
