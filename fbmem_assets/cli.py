@@ -243,7 +243,7 @@ def _explain_failure(result: dg.ExecuteInProcessResult) -> None:
         if cause is None or cause.to_string() in told or not (event.is_step_failure or event.step_key is None):
             continue
         told.add(cause.to_string())
-        name = event.step_key or event.job_name
+        name = (event.step_key or event.job_name).split(".")[0]  # of an asset in several steps, the asset
         if cause.cls_name in {"InputError", "WeightsNotFoundError"}:
             status = _BAD_INPUT
             click.echo(f"fbmem: {name}: {cause.message.split(': ', 1)[-1].strip()}", err=True)

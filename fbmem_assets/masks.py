@@ -101,7 +101,7 @@ def _references(store: AuditStore, key: str) -> list[_Image]:
 
 
 class _Mattes:
-    """The mattes of one kind of image: where each lies and its status. One that is not there is made when asked for."""
+    """Where the mattes of one kind of image lie. One that is not there is made when asked for."""
 
     def __init__(self, context: dg.OpExecutionContext, store: AuditStore, kind: str) -> None:
         from fbmem_core.segmentation import segmenter_name
@@ -110,8 +110,8 @@ class _Mattes:
         self._model = store.audit(self._key)[0].segmentation.model
         self.segmenter = segmenter_name(self._model)
 
-    def __call__(self, image: _Image) -> tuple[str | None, str]:
-        """No path: the segmenter could not decide."""
+    def __call__(self, image: _Image) -> str | None:
+        """None: the segmenter could not decide."""
         from fbmem_core.references import open_rgb
 
         content = hashlib.sha256(f"{image.sha256} {self.segmenter}".encode()).hexdigest()[:12]
@@ -119,9 +119,9 @@ class _Mattes:
         if not has_image(self._tables, path, report=self._log.warning):
             matte = segmenter_of(self._model).matte(open_rgb(image.path))
             if matte.alpha is None:
-                return None, matte.status
+                return None
             save_png(self._tables, path, matte.to_image(), notes={_STATUS_KEY: matte.status})
-        return path, open_image(self._tables, path).info[_STATUS_KEY]
+        return path
 
 
 def _segment_missing(context: dg.OpExecutionContext, store: AuditStore, kind: str, images: Sequence[_Image]) -> None:
@@ -142,11 +142,12 @@ def _write_masks(
     rows: list[dict[str, Any]] = []
     tiles: list[tuple[str, Image.Image]] = []
     for image in images:
-        path, status = matte_of(image)
+        path = matte_of(image)
         if path is None:
-            rows.append(_row(kind, image, None, None, name, status))
+            rows.append(_row(kind, image, None, None, name, "undecided"))
             continue
-        alpha = np.asarray(open_image(tables, path), dtype=np.float32) / 255
+        saved = open_image(tables, path)
+        alpha, status = np.asarray(saved, dtype=np.float32) / 255, saved.info[_STATUS_KEY]
         rows.append(_row(kind, image, path, float((alpha >= 0.5).mean()), name, status))
         if len(tiles) < _SHEET_TILES:
             tiles.append((image.image_id.removeprefix(f"{UNMITIGATED}/"), overlay(open_rgb(image.path), alpha)))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
-from fbmem_assets.executors import EXECUTOR_VARIABLE, step_tags
+from fbmem_assets.executors import EXECUTOR_VARIABLE, pool_of, step_tags
 from fbmem_assets.resources import AuditStore
 from fbmem_core.errors import InputError
 
@@ -61,11 +61,16 @@ def num_shards() -> int:
 
 
 def sharded_asset(
-    summary: Callable[..., dg.MaterializeResult], *, name: str, work: Work, deps: Sequence[str], pool: str | None,
-    table: str, **of_asset: Any,
-) -> dg.AssetsDefinition:  # fmt: skip
+    summary: Callable[..., dg.MaterializeResult],
+    *,
+    name: str,
+    work: Work,
+    deps: Sequence[str],
+    table: str,
+    **of_asset: Any,
+) -> dg.AssetsDefinition:
     """The asset that does `work` in parts and then returns what `summary` says of the whole."""
-    tags = step_tags(table)
+    pool, tags = pool_of(table), step_tags(table)
 
     @dg.op(name=f"{name}_shards", ins={dep: dg.In(dg.Nothing) for dep in deps}, out=dg.DynamicOut(dg.Nothing))
     def shards() -> Iterator[dg.DynamicOutput[None]]:

@@ -41,11 +41,10 @@ def table_asset(
             "dagster/column_schema": dg.TableSchema(columns=columns),
         },
     }
-    pool = pool_of(table)
     if work is None:
-        return dg.asset(name=name, deps=list(deps), pool=pool, op_tags=step_tags(table), **of_asset)
+        return dg.asset(name=name, deps=list(deps), pool=pool_of(table), op_tags=step_tags(table), **of_asset)
     return lambda function: sharded_asset(
-        function, name=name or function.__name__, work=work, deps=deps, pool=pool, table=table, **of_asset
+        function, name=name or function.__name__, work=work, deps=deps, table=table, **of_asset
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from fbmem_core.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def smaller_batch(size: int, device: torch.device | str) -> int:
@@ -20,6 +23,8 @@ def smaller_batch(size: int, device: torch.device | str) -> int:
     if size == 1:
         cure = "Lower `sampling.height` and `.width`, set `sampling.dtype: float16`, or stop what else uses the device."
         raise InputError("memory for one image", "too little", where=str(device), cure=cure)
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what the failed batch held is free, but in pieces of its size
     return size // 2

@@ -25,7 +25,7 @@ def partition_lock(folder: Path, checkpoint: str, holder: str) -> Iterator[None]
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{checkpoint}.lock").open("a+") as file:
-        if _is_free(file):
+        if _took(file):
             file.truncate(0)
             file.write(holder)
             file.flush()
@@ -48,8 +48,8 @@ def held(path: Path) -> Iterator[None]:
         yield
 
 
-def _is_free(file: IO[str]) -> bool:
-    """Whether it could be locked, for this process alone."""
+def _took(file: IO[str]) -> bool:
+    """Lock it for this process alone, if nobody has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
