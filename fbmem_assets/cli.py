@@ -29,6 +29,7 @@ _INSTANCE_VARIABLE = "FBMEM_DAGSTER"
 _INSTANCE_CONFIG = "telemetry: {enabled: false}\nnux: {enabled: false}\n"
 _FAILED = 1
 _BAD_INPUT = 2
+_STOPPED = 130  # as shells call an interrupt
 
 
 class _Command(click.Group):
@@ -63,6 +64,9 @@ def audit(file: Path, store: str, until: str | None) -> None:
     instance = _instance(store)
     import dagster as dg
 
+    from fbmem_assets.executors import EXECUTOR_VARIABLE
+
+    os.environ.pop(EXECUTOR_VARIABLE, None)  # it is for runs that the UI launches
     from fbmem_assets.definitions import STAGES, assets, checks
     from fbmem_assets.partitions import register_audit
     from fbmem_assets.resources import AuditStore
@@ -232,7 +236,7 @@ def _instance(store: str) -> dg.DagsterInstance:
 
 
 def _explain_failure(result: dg.ExecuteInProcessResult) -> None:
-    """One line for fbmem's own errors (status 2); for any other the step and its traceback (status 1)."""
+    """One line for fbmem's own errors (status 2) and an interrupt (130); else the step and its traceback (1)."""
     status = _FAILED
     told = set()
     for event in result.all_events:
@@ -244,6 +248,9 @@ def _explain_failure(result: dg.ExecuteInProcessResult) -> None:
             continue
         told.add(cause.to_string())
         name = (event.step_key or event.job_name).split(".")[0]  # of an asset in several steps, the asset
+        if cause.cls_name == "DagsterExecutionInterruptedError":
+            click.echo(f"fbmem: stopped in {name}. What is finished is kept: the same command goes on there.", err=True)
+            sys.exit(_STOPPED)
         if cause.cls_name in {"InputError", "WeightsNotFoundError"}:
             status = _BAD_INPUT
             click.echo(f"fbmem: {name}: {cause.message.split(': ', 1)[-1].strip()}", err=True)

@@ -10,6 +10,7 @@ warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 from fbmem_assets import (  # noqa: E402
     audit_diff,
+    cluster_sensitivity,
     clusters,
     generations,
     labels,
@@ -30,7 +31,7 @@ from fbmem_assets.sensors import JOB, changed_checkpoints, reaudit  # noqa: E402
 
 STAGES = (
     prompts, generations, masks, neighbors, similarities, labels, seed_agreement, clusters, neurons, mitigations,
-    retriggers, scores, audit_diff, report,
+    retriggers, scores, cluster_sensitivity, audit_diff, report,
 )  # fmt: skip
 
 assets = dg.load_assets_from_modules(STAGES)

@@ -35,13 +35,18 @@ def step_tags(table: str) -> dict[str, Any]:
     return {"dagster-celery/queue": pool} | ({"dagster-k8s/config": _GPU_POD} if pool == GPU else {})
 
 
+def retry_policy() -> dg.RetryPolicy | None:
+    """Once more where steps are processes, because one may die alone; in one process an interrupt would count too."""
+    return None if _name() == "in_process" else dg.RetryPolicy(max_retries=1)
+
+
 def choose_executor() -> dg.ExecutorDefinition:
     """The executor that FBMEM_EXECUTOR names: in_process (the default), multiprocess, k8s or celery.
 
     Raises:
         InputError: Another name, or its package is missing.
     """
-    name = os.environ.get(EXECUTOR_VARIABLE) or "in_process"
+    name = _name()
     if name == "in_process":  # one process loads each model once
         return dg.in_process_executor
     if name == "multiprocess":
@@ -60,3 +65,7 @@ def choose_executor() -> dg.ExecutorDefinition:
         raise InputError(f"the package of the executor {name}", error, where=EXECUTOR_VARIABLE, cure=cure) from None
     known = "in_process, multiprocess, k8s or celery"
     raise InputError(known, f"`{name}`", where=EXECUTOR_VARIABLE, cure="Name one of them.")
+
+
+def _name() -> str:
+    return os.environ.get(EXECUTOR_VARIABLE) or "in_process"

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.clusters import embeddings
 from fbmem_assets.labels import summary_labels
 from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.resources import AuditStore, track
@@ -160,43 +159,6 @@ def cluster_neuron_sets(context: dg.AssetExecutionContext, store: AuditStore) ->
         shares=markdown_table(shares.sort("cluster").to_dicts()),
         heat_map=picture(_cluster_plot(store, key, table), "neurons by cluster and layer"),
     )
-
-
-@table_asset(table="cluster_sensitivity", stage=STAGE, deps=["prompt_clusters", "neuron_sets"], kinds={"scikitlearn"})
-def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
-    """One row per number of clusters: how well it fits, how stable it is, and how large the unions become."""
-    from fbmem_core.clustering import cluster_prompts, cluster_quality
-    from fbmem_core.neurons.layers import union
-    from fbmem_core.report.plots import line_plot
-
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    settings = audit.clusters
-    vectors = embeddings(store, key)
-    prompt_ids = tables.read("prompts", key)["prompt_id"].to_list()
-    refined, total = read_neurons(store, key), len(tables.read("activation_statistics", key))
-    rows: list[dict[str, Any]] = []
-    for count in sorted({*settings.counts, settings.count}):
-        quality = cluster_quality(vectors, count=count)
-        of = cluster_prompts(vectors, count=count, seed=settings.seed).cluster
-        members = [
-            [refined[p] for p, c in zip(prompt_ids, of, strict=True) if c == cluster and p in refined]
-            for cluster in set(of)
-        ]
-        sizes = [len(union(sets)) for sets in members if sets]
-        rows.append({
-            "count": count, "num_clusters": quality.found, "silhouette": quality.silhouette,
-            "stability": quality.stability, "mean_union": sum(sizes) / len(sizes) if sizes else 0.0,
-            "max_union": max(sizes, default=0), "max_union_share": max(sizes, default=0) / total, "score": None,
-        })  # fmt: skip
-    tables.write("cluster_sensitivity", key, rows)
-    counts = [row["count"] for row in rows]
-    series = {name: (counts, [row[name] for row in rows]) for name in ("silhouette", "stability", "max_union_share")}
-    plot = line_plot(
-        series, title="Number of clusters", x_label="clusters", label="silhouette, Rand index, share", style="o-"
-    )
-    table = tables.read("cluster_sensitivity", key)
-    return table_result(store, "cluster_sensitivity", key, table, plot=picture(plot, "by number of clusters"))
 
 
 @dg.asset_check(asset=neuron_sets, partitions_def=checkpoint_partitions)

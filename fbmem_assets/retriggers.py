@@ -37,8 +37,9 @@ def retriggers(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
     """One row per (method, attack, prompt_id): whether a memory that was switched off can be brought back.
 
     `paraphrase`: the other prompts of the cluster, under what the method does for the attacked one. `adversarial`: a
-    prompt embedding optimised towards the copied reference. An attempt counts as returned if its label is at least as
-    severe as the prompt's before the mitigation. An attack that has been made is kept.
+    prompt embedding optimised towards the copied reference. `control`: towards one that no image of the audit is like,
+    and only likeness to that counts: what the attack draws of it, it brings in itself. An attempt counts as returned
+    if its label is at least as severe as the prompt's before the mitigation. An attack that has been made is kept.
     """
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
@@ -81,17 +82,37 @@ def _attacked(store: AuditStore, key: str) -> list[dict[str, Any]]:
             reference = row[_REFERENCE[row["label"]]]
             worst[row["prompt_id"]] = {"prompt_id": row["prompt_id"], "label": row["label"], "reference": reference}
     by_label = [[row for row in worst.values() if row["label"] == label] for label in _REFERENCE]
-    in_turn = [row for row in chain.from_iterable(zip_longest(*by_label)) if row is not None]
-    return in_turn[:num]
+    in_turn = [row for row in chain.from_iterable(zip_longest(*by_label)) if row is not None][:num]
+    strange = _strange_references(store, key)
+    return [row | {"strange": strange[n % len(strange)] if strange else None} for n, row in enumerate(in_turn)]
+
+
+def _strange_references(store: AuditStore, key: str) -> list[str]:
+    """Those that no image of the unmitigated model is like, the least like first."""
+    tables, tau = store.tables, store.audit(key)[0].similarity.tau
+    likeness = (
+        BASELINE.rows(store, "similarities", key)
+        .group_by("reference_id")
+        .agg(pl.max_horizontal(pl.col("full", "foreground", "background").max()).alias("most"))
+    )
+    every = tables.read("reference_images", key).join(likeness, on="reference_id", how="left")
+    strange = every.filter(pl.col("most").fill_null(0.0) < tau)
+    return strange.sort(pl.col("most").fill_null(0.0), "reference_id")["reference_id"].to_list()
 
 
 def _attack(store: AuditStore, key: str, trial: Trial, attack: Attack, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row; none where the cluster has no other prompt."""
-    sample = _paraphrased if attack == "paraphrase" else _adversarial
-    images = [image for _, image in sample(store, key, trial, row)]
+    """One row; none where the cluster has no other prompt, or every reference was copied."""
+    target = row["strange" if attack == "control" else "reference"]
+    if target is None:
+        return []
+    sampled = (
+        _paraphrased(store, key, trial, row) if attack == "paraphrase" else _adversarial(store, key, trial, row, target)
+    )
+    images = [image for _, image in sampled]
     if not images:
         return []
-    found = _label(store, key, images, f"{trial.spec.title}-{attack}-{row['prompt_id']}")
+    only = target if attack == "control" else None
+    found = _label(store, key, images, f"{trial.spec.title}-{attack}-{row['prompt_id']}", only)
     mitigated = summary_labels(store, key, MITIGATED).filter(
         (pl.col("method") == trial.spec.title) & (pl.col("prompt_id") == row["prompt_id"])
     )
@@ -115,7 +136,7 @@ def _paraphrased(store: AuditStore, key: str, trial: Trial, row: dict[str, Any])
     return sample_mitigated(known.pipeline, some, audit.sampling, {row["prompt_id"]: intervention})
 
 
-def _adversarial(store: AuditStore, key: str, trial: Trial, row: dict[str, Any]) -> "Sampled":
+def _adversarial(store: AuditStore, key: str, trial: Trial, row: dict[str, Any], reference_id: str) -> "Sampled":
     from dataclasses import replace
 
     from fbmem_core.diffusion.sampling import Request
@@ -126,7 +147,7 @@ def _adversarial(store: AuditStore, key: str, trial: Trial, row: dict[str, Any])
     audit, _ = store.audit(key)
     known, sampling, prompt_id = trial.evidence, audit.sampling, row["prompt_id"]
     references = store.tables.read("reference_images", key)
-    [path] = references.filter(pl.col("reference_id") == row["reference"])["path"]
+    [path] = references.filter(pl.col("reference_id") == reference_id)["path"]
     picture = open_rgb(Path(path)).resize((sampling.width, sampling.height), Image.Resampling.LANCZOS)
     intervention = trial.method.intervention(prompt_id)
     size = (sampling.height, sampling.width)
@@ -137,8 +158,8 @@ def _adversarial(store: AuditStore, key: str, trial: Trial, row: dict[str, Any])
         yield from sample_mitigated(known.pipeline, some, sampling, attacked)
 
 
-def _label(store: AuditStore, key: str, images: Sequence[Image.Image], name: str) -> list[str | None]:
-    """The labels of these images against all references, as those of any other image; they are kept for people."""
+def _label(store: AuditStore, key: str, images: Sequence[Image.Image], name: str, only: str | None) -> list[str | None]:
+    """The labels of these images against all references or a single one; the images are kept for people."""
     from fbmem_core.image_sets import load_image_set
     from fbmem_core.labels import label_generation
     from fbmem_core.neighbors import nearest_references, pair_similarities
@@ -160,6 +181,7 @@ def _label(store: AuditStore, key: str, images: Sequence[Image.Image], name: str
     [planes] = reference_planes(store, key, MITIGATED).values()
     nearest = nearest_references(shown, planes, region=planes.region, top_k=0, floor=settings.tau, tau=settings.tau)
     pairs = [(number, neighbor.reference_id) for number, some in nearest for neighbor in some]
+    pairs = [pair for pair in pairs if only in (None, pair[1])]
     return [
         label_generation(
             found, foreground_fraction=fractions[number], rule=settings.rule[0], tau=settings.tau, beta=settings.beta

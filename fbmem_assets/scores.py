@@ -32,14 +32,16 @@ def mitigation_scores(context: dg.AssetExecutionContext, store: AuditStore) -> d
     """One row per (method, weights): mean fall of severity over memorized prompts' images, matched by prompt and seed.
 
     Memorized prompts are those with an image that is labelled VM, FM or BM. `achievable` is the severity before: the
-    score if nothing were left. The interval is a bootstrap over prompts. Writes `label_transitions` too.
+    score if nothing were left. The interval is a bootstrap over prompts. Writes `label_transitions` and
+    `mitigation_differences` too.
     """
-    from fbmem_core.evaluation.scores import label_transitions, mitigation_score
+    from fbmem_core.evaluation.scores import label_transitions, mitigation_score, score_difference
 
     key, tables = context.partition_key, store.tables
     scores: list[dict[str, Any]] = []
     transitions: list[dict[str, Any]] = []
-    for method, before, after in _before_and_after(store, key):
+    methods = _before_and_after(store, key)
+    for method, before, after in methods:
         for weights in ("severity", "release") if before else ():
             found = mitigation_score(before, after, weights=weights)  # type: ignore[arg-type]
             scores.append({"method": method, "weights": weights, **vars(found)})
@@ -47,14 +49,22 @@ def mitigation_scores(context: dg.AssetExecutionContext, store: AuditStore) -> d
             {"method": method, "before": first, "after": second, "num_generations": count}
             for (first, second), count in label_transitions(before, after).items()
         ]
+    differences = [
+        {"method": method, "other": other, **vars(score_difference(before, after, labels))}
+        for method, before, after in methods
+        for other, _, labels in methods
+        if before and other != method
+    ]
     tables.write("mitigation_scores", key, scores)
     tables.write("label_transitions", key, transitions)
+    tables.write("mitigation_differences", key, differences)
     table = tables.read("mitigation_scores", key)
     return table_result(
         store,
         "mitigation_scores",
         key,
         table,
+        differences=markdown_table(differences),
         transitions=markdown_table([row for row in transitions if row["num_generations"]]),
         bars=picture(_label_bars(store, key), "labels of memorized prompts by method"),
         shares=picture(_share_plot(store, key), "score against share of neurons"),

@@ -11,13 +11,12 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
-from fbmem_assets.executors import EXECUTOR_VARIABLE, pool_of, step_tags
+from fbmem_assets.executors import EXECUTOR_VARIABLE, pool_of, retry_policy, step_tags
 from fbmem_assets.resources import AuditStore
 from fbmem_core.errors import InputError
 
 SHARDS_VARIABLE = "FBMEM_SHARDS"
 _OF = "_of_"  # mapping keys are 1_of_4, 2_of_4, ...
-_AFTER_A_CRASH = dg.RetryPolicy(max_retries=1)
 T = TypeVar("T")
 
 
@@ -84,7 +83,7 @@ def sharded_asset(
         out=dg.Out(dg.Nothing),
         pool=pool,
         tags=tags,
-        retry_policy=_AFTER_A_CRASH,
+        retry_policy=retry_policy(),
     )
     def one_part(context: dg.OpExecutionContext, store: AuditStore) -> None:
         part = Part.from_key(context.get_mapping_key())  # type: ignore[arg-type]

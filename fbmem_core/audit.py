@@ -27,7 +27,7 @@ Layers = Literal["released", "all"]
 Mode = Literal["paper", "released"]
 Encoder = Literal["pipeline", "open_clip"]
 Metric = Literal["brisque", "clip", "dbcnn", "qalign"]
-Attack = Literal["paraphrase", "adversarial"]
+Attack = Literal["paraphrase", "adversarial", "control"]
 UNMITIGATED = "none"  # the method of the model as it is
 # by what a pair of images is compared
 CRITERIA = ("full", "foreground", "background", "average")

@@ -76,6 +76,43 @@ def mitigation_score(
     )
 
 
+@dataclass(frozen=True)
+class ScoreDifference:
+    """By how much one mitigation removes more than another.
+
+    Attributes:
+        difference: Mean of severity(other) - severity(after) over the generations; above 0 `after` removes more.
+        num_generations: That count: labelled without mitigation and under both.
+        low: Lower end of the 95 % interval of `difference` over prompts; None for a single prompt.
+        high: Upper end.
+    """
+
+    difference: float
+    num_generations: int
+    low: float | None
+    high: float | None
+
+
+def score_difference(
+    before: Labels, after: Labels, other: Labels, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> ScoreDifference:
+    """Two mitigations on the same generations: what their prompts have in common is in neither's favour.
+
+    The intervals of two scores overlap long before this one holds 0, because most of their width is how much the
+    prompts differ. For arguments see `mitigation_score`; `other` are the labels under the other mitigation.
+
+    Raises:
+        InputError: No generation is labelled before and under both.
+    """
+    both = {key: labels for key, labels in _matched(other, after).items() if before.get(key) is not None}
+    if not both:
+        cure = "Label the images of both mitigations first."
+        raise InputError("a generation that is labelled under both", "none", where="score_difference", cure=cure)
+    gains = {key: SEVERITY[first] - SEVERITY[second] for key, (first, second) in both.items()}
+    low, high = _interval(gains, num_resamples, seed)
+    return ScoreDifference(float(np.mean(list(gains.values()))), len(gains), low, high)
+
+
 def label_transitions(before: Labels, after: Labels) -> dict[Transition, int]:
     """How many generations went from each label to each: all 16 counts, by (before, after)."""
     counts: dict[Transition, int] = dict.fromkeys(product(LABELS, LABELS), 0)

@@ -1,23 +1,25 @@
 """FADE, foreground-aware deactivation, ours: neurons chosen by what they do to the memory that is seen in each region.
 
-NeMo and NeMo-C choose neurons of outlier activation, and a copied foreground hardly has any. But the memory shows in
-the denoiser's first step: the predicted clean latents x_0 of several seeds agree where the model remembers, inside the
-foreground, outside of it, or both. The gradient of that agreement by the scale of each value neuron says which neurons
-make it. Notation: A_r the agreement in region r, w_r its weights, s the scales of the neurons, 1 when all are on.
+NeMo and NeMo-C choose neurons of outlier activation, and a copied foreground hardly has any. But the memory shows
+early in sampling: the predicted clean latents x_0 of several seeds agree where the model remembers, inside the
+foreground, outside of it, or both. The gradient of their likeness to that memory by the scale of each value neuron
+says which neurons make it. Notation: r a region, s the scales of the neurons, 1 when all are on; cos_r(x, y) the
+cosine of two latents over a region; i, j seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
+from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts
+from fbmem_core.diffusion.seed_agreement import predict_clean_latents
 from fbmem_core.mitigation.method import Evidence, NeuronMethod
 from fbmem_core.neurons.hooks import frozen, scale_neurons
 from fbmem_core.neurons.layers import NO_NEURONS, NeuronSet, layer_sizes, named_sets, union, value_layers
@@ -25,18 +27,25 @@ from fbmem_core.neurons.statistics import check_number
 
 # the scales at which the gradient is taken: it is flat where all neurons are on, because they replace each other
 _SCALES = (1.0, 0.5)
+_GROWTH = 0.5  # of what is off so much more goes off before neurons are ranked again
+_FIRST = 2  # neurons that go off at first
 _TINY = 1e-9
 
 
 class Fade(NeuronMethod):
-    """For each prompt the few value neurons, of all blocks, without which its seeds agree no more than usual.
+    """For each prompt the few value neurons, of all blocks, without which no seed comes to what was remembered.
 
-    1. A_r inside and outside the foregrounds of the prompt's own images (their mattes; no reference is needed): the
-       cosine of each seed's x_0 with the nearest other one, on average. What is usual is A_r of unmemorized prompts, at
-       the same seeds and in the same regions. A region counts as remembered beyond mean + `detection` deviations.
-    2. Neurons are ranked by d(sum of A_r over remembered regions) / d s, taken at s = 1 and 1/2.
-    3. The shortest head of that list is switched off with which every A_r is at most mean + `target` deviations.
-    4. From its end up, each neuron is switched on again where that stays true.
+    x_0 is what is predicted after `num_steps` steps of guided sampling, if not said otherwise; regions are inside and
+    outside the foregrounds of the prompt's own images (their mattes; no reference is needed).
+
+    1. A_ir, the agreement of a seed: cos_r with the nearest other seed. What is usual is its mean over the seeds of
+       unmemorized prompts, in the same regions. Seed i remembers region r where mean_i A_ir and A_ir are beyond the
+       mean + `detection` deviations of what is usual.
+    2. L_ir, the likeness of a seed: cos_r of its x_0 under s with the nearest x_0 of any seed with all neurons on.
+       Neurons are ranked by d(mean of the first step's L_ir over seeds and regions that still remember) / d s, at
+       s = 1 and 1/2.
+    3. The head of that list is switched off and the others are ranked again, because they may take over, until every
+       L_ir is below `target`. Of the last head, as little as is enough.
 
     As in NeMo-C a prompt gets the neurons of all prompts of its cluster. A prompt of fewer than two seeds gets none.
     """
@@ -45,14 +54,11 @@ class Fade(NeuronMethod):
     defaults: ClassVar[Mapping[str, float]] = {
         "factor": 0.0,
         "detection": 3.0,
-        "target": 1.0,
+        "target": 0.8,
         "max_neurons": 256,
         "num_unmemorized": 24,
+        "num_steps": 7,
     }
-
-    def __init__(self, evidence: Evidence, **options: float) -> None:
-        super().__init__(evidence, **options)
-        self._size: dict[str, Any] = {"height": evidence.height, "width": evidence.width}
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
@@ -74,25 +80,60 @@ class Fade(NeuronMethod):
         return found[prompt_id]
 
     def _search_of(self, prompt_id: str, mattes: Mapping[int, Tensor]) -> _Search:
-        return _Search(self.evidence, self.layers, prompt_id, mattes, self._usual(tuple(mattes)), self.options)
-
-    def _usual(self, seeds: tuple[int, ...]) -> list[Tensor]:
-        """x_0 of unmemorized prompts at these seeds, [n, c, h, w] each."""
+        seeds = tuple(mattes)
+        model = _Model(self.evidence, self.layers, seeds, int(self.options["num_steps"]))
         if seeds not in self._usual_of:
-            self._usual_of[seeds] = self._predict_usual(seeds)
-        return self._usual_of[seeds]
+            some = list(self.evidence.unmemorized)[: int(self.options["num_unmemorized"])]
+            check_number(len(some))
+            self._usual_of[seeds] = [model.clean_latents(model.encode(prompt)) for prompt in some]
+        condition = model.encode(self.evidence.prompts[prompt_id])
+        return _Search(model, condition, mattes, self._usual_of[seeds], self.options)
 
     @cached_property
     def _usual_of(self) -> dict[tuple[int, ...], list[Tensor]]:
+        """By seeds, x_0 of unmemorized prompts, [n, c, h, w] each."""
         return {}
 
-    @torch.no_grad()
-    def _predict_usual(self, seeds: tuple[int, ...]) -> list[Tensor]:
-        some = list(self.evidence.unmemorized)[: int(self.options["num_unmemorized"])]
-        check_number(len(some))
-        step = FirstStep(self.evidence.pipeline, seeds, num_steps=self.evidence.num_steps, **self._size)
-        conditions = encode_prompts(self.evidence.pipeline, some, **self._size)
-        return [step.clean_latents(conditions.rows(row)) for row in range(len(some))]
+
+class _Model:
+    """A pipeline at the first steps of some seeds. Neurons have numbers, through all layers."""
+
+    def __init__(self, evidence: Evidence, layers: Sequence[str], seeds: Sequence[int], num_steps: int) -> None:
+        self._evidence = evidence
+        self._size: dict[str, Any] = {"height": evidence.height, "width": evidence.width}
+        self.first = FirstStep(evidence.pipeline, seeds, num_steps=evidence.num_steps, **self._size)
+        self.unet = self.first.unet
+        self.sizes = layer_sizes(self.unet, layers)
+        self._names = [(layer, neuron) for layer, number in self.sizes.items() for neuron in range(number)]
+        self._empty = self.encode("")
+        self._num_steps = min(num_steps, evidence.num_inference_steps)
+
+    def encode(self, prompt: str) -> Conditioning:
+        """Its text condition, alone."""
+        return encode_prompts(self._evidence.pipeline, [prompt], **self._size)
+
+    def clean_latents(self, condition: Conditioning, off: Iterable[int] = ()) -> Float[Tensor, "n c h w"]:
+        """x_0 after some steps of guided sampling, with these neurons off."""
+        with scale_neurons(self.unet, self.scales(off)):
+            return predict_clean_latents(
+                self._evidence.pipeline,
+                self.first,
+                (self._empty, condition),
+                guidance_scale=self._evidence.guidance_scale,
+                num_inference_steps=self._evidence.num_inference_steps,
+                num_steps=self._num_steps,
+            )[-1]
+
+    def scales(self, off: Iterable[int], on: float = 1.0) -> dict[str, Tensor]:
+        """By layer: 0 for these neurons and `on` for the others."""
+        scales = {layer: torch.full((size,), on) for layer, size in self.sizes.items()}
+        for layer, neuron in map(self._names.__getitem__, off):
+            scales[layer][neuron] = 0
+        return {layer: scale.to(self.first.latents) for layer, scale in scales.items()}
+
+    def named(self, neurons: Iterable[int]) -> NeuronSet:
+        """The neurons of these numbers."""
+        return named_sets(("", *self._names[number]) for number in sorted(neurons)).get("", NO_NEURONS)
 
 
 class _Search:
@@ -100,104 +141,88 @@ class _Search:
 
     def __init__(
         self,
-        evidence: Evidence,
-        layers: Sequence[str],
-        prompt_id: str,
+        model: _Model,
+        condition: Conditioning,
         mattes: Mapping[int, Tensor],
         usual: Sequence[Tensor],
         options: Mapping[str, float],
     ) -> None:
-        size: dict[str, Any] = {"height": evidence.height, "width": evidence.width}
-        self.step = FirstStep(evidence.pipeline, list(mattes), num_steps=evidence.num_steps, **size)
-        self.condition = encode_prompts(evidence.pipeline, [evidence.prompts[prompt_id]], **size)
-        self.sizes = layer_sizes(self.step.unet, layers)
-        self.names = [(layer, neuron) for layer, number in self.sizes.items() for neuron in range(number)]
-        self.options = options
-        latents = self.step.latents
+        self.model, self.condition, self.options = model, condition, options
+        latents = model.first.latents
         inside = F.adaptive_avg_pool2d(
             torch.stack(list(mattes.values())).float(), (latents.shape[-2], latents.shape[-1])
         ).to(latents.device)
         self.regions = (inside, 1 - inside)
-        of_usual = [torch.stack([regional_agreement(z, region) for z in usual]).double() for region in self.regions]
-        self.usual = [(values.mean().item(), values.std().item()) for values in of_usual]
+        self.memory = model.clean_latents(condition)
+        with torch.no_grad():
+            self.first_memory = model.first.clean_latents(condition)
+        of_usual = torch.stack([self.agreement(latents).mean(dim=0) for latents in usual]).double()
+        self.level = of_usual.mean(dim=0) + options["detection"] * of_usual.std(dim=0)
 
     def neurons(self) -> NeuronSet:
-        """Steps 1 to 4."""
-        agreement = self.agreement(NO_NEURONS)
-        remembered = [r for r, value in enumerate(agreement) if value > self.level(r, "detection")]
-        if not remembered:
-            return NO_NEURONS
-        ranked = self._rank(remembered)[: int(self.options["max_neurons"])]
-        chosen = ranked[: self._shortest(ranked)]
-        if self._is_usual(chosen):
-            for neuron in reversed(list(chosen)):
-                without = [other for other in chosen if other != neuron]
-                if self._is_usual(without):
-                    chosen = without
-        return self._set(chosen)
+        """Steps 1 to 3."""
+        agreement = self.agreement(self.memory)
+        first = remembered = (agreement > self.level) & (agreement.mean(dim=0) > self.level)
+        chosen: list[int] = []
+        most = int(self.options["max_neurons"])
+        while remembered.any() and len(chosen) < most:
+            size = min(max(_FIRST, int(_GROWTH * len(chosen))), most - len(chosen))
+            head = self._rank(remembered, chosen)[:size]
+            remembered = self.remembered(chosen + head, first)
+            chosen += head if remembered.any() else head[: self._shortest(chosen, head, first)]
+        return self.model.named(chosen)
 
-    def _rank(self, regions: Sequence[int]) -> list[int]:
-        """Numbers of neurons, those first that agreement rests on most."""
-        unet = self.step.unet
-        total = torch.zeros(len(self.names))
-        for scale in _SCALES:
-            scales = {
-                layer: torch.full((size,), scale, device=unet.device, dtype=unet.dtype, requires_grad=True)
-                for layer, size in self.sizes.items()
-            }
+    def _rank(self, remembered: Bool[Tensor, "n regions"], off: Sequence[int]) -> list[int]:
+        """The neurons that are on, those first that the likeness rests on most."""
+        unet = self.model.unet
+        total = torch.zeros(sum(self.model.sizes.values()))
+        for on in _SCALES:
+            scales = {layer: scale.requires_grad_() for layer, scale in self.model.scales(off, on).items()}
             with torch.enable_grad(), frozen(unet), scale_neurons(unet, scales):
-                latents = self.step.clean_latents(self.condition)
-                agreement = torch.stack([regional_agreement(latents, self.regions[r]) for r in regions]).sum()
-                gradients = torch.autograd.grad(agreement, list(scales.values()))
+                latents = self.model.first.clean_latents(self.condition)
+                likeness = self.likeness(latents, self.first_memory)[remembered].mean()
+                gradients = torch.autograd.grad(likeness, list(scales.values()))
             total += torch.cat([gradient.float().cpu() for gradient in gradients])
-        return total.argsort(descending=True).tolist()
+        total[list(off)] = -torch.inf
+        return total.argsort(descending=True).tolist()[: len(total) - len(off)]
 
-    def _shortest(self, ranked: Sequence[int]) -> int:
-        """The length of the shortest head that is enough, by doubling and bisection; all where none is."""
-        enough, short = 1, 0
-        while not self._is_usual(ranked[:enough]):
-            if enough >= len(ranked):
-                return len(ranked)
-            short, enough = enough, min(2 * enough, len(ranked))
+    def _shortest(self, chosen: Sequence[int], head: Sequence[int], first: Bool[Tensor, "n regions"]) -> int:
+        """How much of a head that is enough is needed, by bisection."""
+        short, enough = 0, len(head)
         while enough - short > 1:
             middle = (short + enough) // 2
-            short, enough = (short, middle) if self._is_usual(ranked[:middle]) else (middle, enough)
+            is_short = self.remembered([*chosen, *head[:middle]], first).any()
+            short, enough = (middle, enough) if is_short else (short, middle)
         return enough
 
-    def _is_usual(self, chosen: Sequence[int]) -> bool:
-        agreement = self.agreement(self._set(chosen))
-        return all(value <= self.level(region, "target") for region, value in enumerate(agreement))
+    def remembered(self, off: Sequence[int], first: Bool[Tensor, "n regions"]) -> Bool[Tensor, "n regions"]:
+        """What is left of what was remembered first, with these neurons off."""
+        likeness = self.likeness(self.model.clean_latents(self.condition, off), self.memory)
+        return first & (likeness >= self.options["target"])
 
-    @torch.no_grad()
-    def agreement(self, neurons: NeuronSet) -> list[float]:
-        """A_r of each region with these neurons off."""
-        factors = {layer: torch.ones(self.sizes[layer]) for layer in neurons.indices}
-        for layer, neuron in neurons:
-            factors[layer][neuron] = 0
-        placed = {layer: factor.to(self.step.latents) for layer, factor in factors.items()}
-        with scale_neurons(self.step.unet, placed):
-            latents = self.step.clean_latents(self.condition)
-        return [regional_agreement(latents, region).item() for region in self.regions]
+    def agreement(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n regions"]:
+        """A_ir."""
+        itself = torch.eye(len(latents), dtype=torch.bool, device=latents.device)
+        each = [regional_cosine(latents, latents, region).masked_fill(itself, -1.0) for region in self.regions]
+        return torch.stack([cosines.amax(dim=1) for cosines in each], dim=1)
 
-    def level(self, region: int, option: str) -> float:
-        """What A_r is compared with: `detection` or `target`."""
-        mean, stddev = self.usual[region]
-        return mean + self.options[option] * stddev
-
-    def _set(self, chosen: Sequence[int]) -> NeuronSet:
-        found = named_sets(("", *self.names[number]) for number in sorted(chosen))
-        return found.get("", NO_NEURONS)
+    def likeness(
+        self, latents: Float[Tensor, "n c h w"], memory: Float[Tensor, "n c h w"]
+    ) -> Float[Tensor, "n regions"]:
+        """L_ir."""
+        each = [regional_cosine(latents, memory, region) for region in self.regions]
+        return torch.stack([cosines.amax(dim=1) for cosines in each], dim=1)
 
 
-def regional_agreement(latents: Float[Tensor, "n c h w"], weights: Float[Tensor, "n 1 h w"]) -> Float[Tensor, ""]:
-    """How much n >= 2 seeds agree in a region, from -1 to 1: each one's cosine with the nearest other one, on average.
+def regional_cosine(
+    x: Float[Tensor, "n c h w"], y: Float[Tensor, "n c h w"], weights: Float[Tensor, "n 1 h w"]
+) -> Float[Tensor, "n n"]:
+    """The cosine of each x with each y over a region, from -1 to 1; 0 where there is none. Gradients pass.
 
-    A pair is weighted by the mean of both regions; where it has none its cosine is 0. Gradients pass.
+    A pair is weighted by the mean of its two seeds' regions: w = (w_i + w_j) / 2.
     """
-    num = len(latents)
-    first, second = torch.triu_indices(num, num, 1, device=latents.device)
-    x, y, weight = latents[first], latents[second], (weights[first] + weights[second]) / 2
-    dot, xx, yy = ((product * weight).sum(dim=(1, 2, 3)) for product in (x * y, x * x, y * y))
-    cosine = dot / (xx * yy).clamp_min(_TINY).sqrt()
-    table = cosine.new_full((num, num), -1.0).index_put((first, second), cosine).index_put((second, first), cosine)
-    return table.amax(dim=1).mean()
+    weight = (weights[:, None] + weights[None]) / 2
+    dot, xx, yy = (
+        (product * weight).sum(dim=(2, 3, 4)) for product in (x[:, None] * y[None], (x * x)[:, None], (y * y)[None])
+    )
+    return dot / (xx * yy).clamp_min(_TINY).sqrt()

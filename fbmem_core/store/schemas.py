@@ -214,6 +214,15 @@ _ALL = (
         },
     ),
     Table(
+        "mitigation_differences",
+        "One row per two mitigations: by how much the first removes more, with its interval.",
+        ("checkpoint", "method", "other"),
+        {
+            "checkpoint": _TEXT, "method": _TEXT, "other": _TEXT, "difference": _REAL, "low": _REAL, "high": _REAL,
+            "num_generations": _WHOLE,
+        },
+    ),
+    Table(
         "cluster_sensitivity",
         "One row per number of clusters that was tried.",
         ("checkpoint", "count"),

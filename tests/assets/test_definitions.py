@@ -23,7 +23,7 @@ GRAPH = {
     "similarity_threshold": {"labels"},
     "neuron_sets": {"prompt_set", "activation_statistics", "similarity_threshold"},
     "cluster_neuron_sets": {"prompt_clusters", "neuron_sets"},
-    "cluster_sensitivity": {"prompt_clusters", "neuron_sets"},
+    "cluster_sensitivity": {"prompt_clusters", "neuron_sets", "mitigation_scores"},
     "prompt_labels": {"prompt_set", "labels"},
     "audit_diff": {"prompt_labels"},
     "memorization_rates": {"audit_diff"},

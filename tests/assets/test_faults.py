@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import duckdb
 import pytest
@@ -112,6 +113,24 @@ def _kill_after(seconds, file, store):
         drain.join()
     assert process.returncode in (0, -signal.SIGKILL)
     return process.returncode != 0
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_it_at_once_in_one_line(sent, tmp_path):
+    file, store = make_slice(tmp_path / "slice", samples_per_prompt=500), Store(tmp_path / "store")
+    command = [sys.executable, "-m", "fbmem_assets.cli", "audit", file, "--store", store.root, "--until", "generations"]
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    environment |= {"OMP_NUM_THREADS": "1", "FBMEM_EXECUTOR": "multiprocess"}  # which this command does not heed
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while not any((store.root / "images/generations").rglob("*.png")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(sent)
+        _, told = process.communicate(timeout=_LONGEST)
+    assert process.returncode == 130
+    assert told.count(" 0/2000 ") == 1  # it was not begun again
+    assert told.endswith("fbmem: stopped in generations. What is finished is kept: the same command goes on there.\n")
+    assert "Traceback" not in told
 
 
 def test_a_second_run_of_a_partition_gets_one_line(audit, tiny_audited, tmp_path):

@@ -1,11 +1,14 @@
 """Stages mitigations, retriggers and scores on a part of the canary."""
 
+import shutil
+
 import polars as pl
 import pytest
+from PIL import Image
 
 from fbmem_core.evaluation.scores import mitigation_score
 from fbmem_core.store.tables import Store
-from tests.assets.conftest import NUM_SEEDS, SLICE_PROMPTS
+from tests.assets.conftest import CANARY, NUM_SEEDS, SLICE_PROMPTS, SLICE_REFERENCES
 
 METHODS = ("random", "nemo_c", "fade")
 MEMORIZED = tuple(p for p in SLICE_PROMPTS if not p.startswith("public"))
@@ -93,6 +96,40 @@ def test_an_attack_has_a_row_for_each_prompt_that_has_neighbours(tables):
     }
     assert set(attacks.select("method", "prompt_id").iter_rows()) == expected
     assert (attacks["num_returned"] <= attacks["num_attempts"]).all()
+
+
+def test_the_control_aims_at_a_picture_that_nothing_is_like_and_only_that_counts(
+    audited, tables, tmp_path, monkeypatch
+):
+    from fbmem_assets.definitions import mitigations, retriggers
+    from fbmem_assets.resources import AuditStore
+
+    copied = {
+        row["reference_id"]
+        for row in tables("similarities").filter(pl.col("method") == "none").to_dicts()
+        if max(row[name] or 0 for name in ("full", "foreground", "background")) >= 0.6
+    }
+    store = AuditStore(root=str(shutil.copytree(audited[0], tmp_path / "store")))
+    [key] = store.tables.partitions("checkpoints")
+    row = retriggers._attacked(store, key)[0]
+    assert copied
+    assert row["strange"] in set(SLICE_REFERENCES) - copied
+    seen = []
+
+    def search(pipeline, picture, intervention, *, start):
+        seen.append(picture)
+        return start
+
+    monkeypatch.setattr("fbmem_core.evaluation.retrigger.adversarial_embedding", search)
+    # the first start lies near the prompt's own words, and random neurons hide nothing: the copy itself returns
+    trial = mitigations.trials_of(store, key)["random"]
+    [adversarial] = retriggers._attack(store, key, trial, "adversarial", row)
+    [control] = retriggers._attack(store, key, trial, "control", row)
+    assert adversarial["num_returned"] > 0 == control["num_returned"]
+    assert adversarial["num_attempts"] == control["num_attempts"] == 2
+    for picture, reference_id in zip(seen[::2], (row["reference"], row["strange"]), strict=True):
+        with Image.open(CANARY / "references" / f"{reference_id}.png") as image:
+            assert picture == image.convert("RGB").resize(picture.size, Image.Resampling.LANCZOS)
 
 
 def test_the_command_ends_with_the_table_of_methods(audited):

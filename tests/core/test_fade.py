@@ -8,8 +8,9 @@ import torch
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.errors import InputError
 from fbmem_core.mitigation import METHODS
-from fbmem_core.mitigation.fade import Fade, regional_agreement
+from fbmem_core.mitigation.fade import Fade, regional_cosine
 from fbmem_core.mitigation.method import Evidence
+from fbmem_core.neurons.hooks import scale_neurons
 from fbmem_core.neurons.layers import NO_NEURONS, value_layers
 from tests.assets.conftest import CANARY
 
@@ -35,8 +36,12 @@ def evidence():
     )  # fmt: skip
 
 
-def test_a_copied_foreground_that_has_no_outlier_neurons_gets_some_and_a_public_prompt_gets_none(evidence):
-    fade = Fade(evidence, num_unmemorized=20)
+@pytest.fixture(scope="module")
+def fade(evidence):
+    return Fade(evidence, num_unmemorized=20, num_steps=4)
+
+
+def test_a_copied_foreground_that_has_no_outlier_neurons_gets_some_and_a_public_prompt_gets_none(evidence, fade):
     assert 0 < len(fade.own_neurons("gormund-0")) <= 64
     assert 0 < len(fade.own_neurons("captain_pumice-0")) <= 64
     assert fade.own_neurons("public-00") == NO_NEURONS
@@ -44,16 +49,24 @@ def test_a_copied_foreground_that_has_no_outlier_neurons_gets_some_and_a_public_
     assert evidence.found["gormund-0"] == fade.own_neurons("gormund-0")
 
 
-def test_with_its_neurons_off_the_seeds_agree_no_more_than_usual(evidence):
-    fade = Fade(evidence, num_unmemorized=20)
+def test_with_its_neurons_off_no_seed_comes_to_what_it_remembered(evidence, fade):
     search = fade._search_of("gormund-0", evidence.mattes["gormund-0"])
-    on, off = (search.agreement(some) for some in (NO_NEURONS, fade.own_neurons("gormund-0")))
-    assert on[0] > search.level(0, "detection")
-    assert all(value <= search.level(region, "target") for region, value in enumerate(off))
+    remembered = search.agreement(search.memory) > search.level
+    assert remembered[:, 0].all()  # the foreground, by every seed
+    assert (search.likeness(search.memory, search.memory) > 0.999).all()
+    with scale_neurons(evidence.pipeline.unet, fade.intervention("gormund-0").factors):
+        likeness = search.likeness(search.model.clean_latents(search.condition), search.memory)
+    assert (likeness[remembered] < fade.options["target"]).all()
 
 
-def test_every_prompt_of_a_cluster_gets_the_neurons_of_all(evidence):
-    fade = Fade(evidence, num_unmemorized=20)
+@pytest.mark.parametrize("needed", [9, 10, 13, 16])
+def test_of_the_last_neurons_as_few_as_are_enough_are_switched_off(evidence, fade, monkeypatch, needed):
+    search = fade._search_of("gormund-0", evidence.mattes["gormund-0"])
+    monkeypatch.setattr(search, "remembered", lambda off, first: first if len(off) < needed else ~first)
+    assert 8 + search._shortest(range(8), range(8, 16), torch.tensor([True])) == needed
+
+
+def test_every_prompt_of_a_cluster_gets_the_neurons_of_all(evidence, fade):
     assert fade.own_neurons("gormund-1") == NO_NEURONS  # it has no mattes
     assert fade.neurons("gormund-1") == fade.neurons("gormund-0") == fade.own_neurons("gormund-0")
     union = {*fade.own_neurons("gormund-0"), *fade.own_neurons("captain_pumice-0")}
@@ -65,45 +78,52 @@ def test_every_prompt_of_a_cluster_gets_the_neurons_of_all(evidence):
     assert off == union
 
 
-def test_it_chooses_from_all_blocks(evidence):
+def test_it_chooses_from_all_blocks(evidence, fade):
     assert METHODS["fade"] is Fade
-    layers = Fade(evidence).layers
+    layers = fade.layers
     assert set(evidence.layers) < set(layers)
     assert any(layer.startswith("up_blocks") for layer in layers)
 
 
 def test_too_few_unmemorized_prompts_are_one_line(evidence):
     with pytest.raises(InputError, match="at least 20 unmemorized prompts"):
-        Fade(evidence, num_unmemorized=3)._usual((0, 1, 7))
+        Fade(evidence, num_unmemorized=3)._search_of("gormund-0", evidence.mattes["gormund-0"])
 
 
-def test_agreement_is_1_for_the_same_latents_and_looks_at_its_region_alone():
+def test_the_cosine_is_1_for_the_same_latents_and_looks_at_its_region_alone():
     torch.manual_seed(0)
     latents, weights = torch.randn(1, 4, 8, 8).repeat(3, 1, 1, 1), torch.zeros(3, 1, 8, 8)
     weights[..., :4] = 1
-    assert regional_agreement(latents, weights).item() == pytest.approx(1.0, abs=1e-6)
+    assert torch.allclose(regional_cosine(latents, latents, weights), torch.ones(3, 3), atol=1e-6)
     latents[..., 4:] = torch.randn(3, 4, 8, 4)
-    assert regional_agreement(latents, weights).item() == pytest.approx(1.0, abs=1e-6)
-    assert regional_agreement(latents, 1 - weights).item() < 0.5
+    assert torch.allclose(regional_cosine(latents, latents, weights), torch.ones(3, 3), atol=1e-6)
+    others = regional_cosine(latents, latents, 1 - weights)
+    assert others.diagonal().tolist() == pytest.approx([1.0] * 3, abs=1e-6)
+    assert others[0, 1:].max() < 0.5
 
 
-def test_agreement_counts_the_nearest_seed_and_passes_gradients():
+def test_the_cosine_of_a_pair_is_that_over_the_mean_of_both_regions():
     torch.manual_seed(0)
-    one, other = torch.randn(2, 4, 8, 8)
-    latents = torch.stack([one, one, other, other]).requires_grad_()  # two pictures behind one prompt
-    agreement = regional_agreement(latents, torch.ones(4, 1, 8, 8))
-    assert agreement.item() == pytest.approx(1.0, abs=1e-6)
-    noisy = (latents + 0.1 * torch.randn_like(latents)).detach().requires_grad_()
-    [gradient] = torch.autograd.grad(regional_agreement(noisy, torch.ones(4, 1, 8, 8)), [noisy])
-    assert gradient.abs().sum() > 0
+    (x, y), weights = torch.randn(2, 3, 4, 6, 6), torch.rand(3, 1, 6, 6)
+    weight = ((weights[0] + weights[2]) / 2).sqrt()
+    expected = torch.cosine_similarity((x[0] * weight).flatten(), (y[2] * weight).flatten(), dim=0)
+    assert regional_cosine(x, y, weights)[0, 2].item() == pytest.approx(expected.item(), abs=1e-6)
+    assert torch.equal(regional_cosine(x, y, torch.zeros(3, 1, 6, 6)), torch.zeros(3, 3))
 
 
-def test_agreement_of_an_empty_region_is_0():
-    assert regional_agreement(torch.randn(3, 4, 8, 8), torch.zeros(3, 1, 8, 8)).item() == 0
+def test_agreement_counts_the_nearest_other_seed_and_likeness_the_nearest_of_all(evidence, fade):
+    search = fade._search_of("gormund-0", evidence.mattes["gormund-0"])
+    torch.manual_seed(0)
+    one, other, lone = torch.randn(3, 4, 16, 16)
+    latents = torch.stack([one, one, other, other, lone])  # behind one prompt, three pictures
+    agreement = search.agreement(latents)
+    assert torch.allclose(agreement[:4], torch.ones(4, 2), atol=1e-6)
+    assert (agreement[4] < 0.5).all()
+    assert torch.allclose(search.likeness(latents, latents.flip(0)), torch.ones(5, 2), atol=1e-6)
+    assert (search.likeness(latents, torch.randn(5, 4, 16, 16)) < 0.5).all()
 
 
-def test_mattes_are_read_as_shares_of_latent_pixels(evidence):
-    matte = torch.ones(1, 64, 64)
-    search = Fade(evidence, num_unmemorized=20)._search_of("gormund-0", dict.fromkeys(SEEDS, matte))
+def test_mattes_are_read_as_shares_of_latent_pixels(evidence, fade):
+    search = fade._search_of("gormund-0", dict.fromkeys(SEEDS, torch.ones(1, 64, 64)))
     assert search.regions[0].shape == (5, 1, 16, 16)
     assert torch.equal(search.regions[0], torch.ones(5, 1, 16, 16))

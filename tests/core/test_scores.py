@@ -7,7 +7,13 @@ import pytest
 
 import fbmem_core
 from fbmem_core.errors import InputError
-from fbmem_core.evaluation.scores import LABELS, label_transitions, mitigation_score, transition_weight
+from fbmem_core.evaluation.scores import (
+    LABELS,
+    label_transitions,
+    mitigation_score,
+    score_difference,
+    transition_weight,
+)
 
 PAIRS = [(before, after) for before in LABELS for after in LABELS]
 # severity before - severity after, as arXiv 2508.12148 defines it: rows before, columns after, in the order VM FM BM NM
@@ -92,6 +98,24 @@ def test_the_interval_agrees_with_the_normal_one_for_many_prompts_and_is_seeded(
     assert score.high == pytest.approx(score.score + half, abs=0.02)
     assert score == mitigation_score(before, after)
     assert score != mitigation_score(before, after, seed=1)
+
+
+def test_two_mitigations_are_compared_on_the_same_prompts():
+    # prompts differ much, the two mitigations little: the second leaves one image more of each third prompt
+    before = {(prompt, seed): ("VM", "BM")[prompt % 2] for prompt in range(30) for seed in range(2)}
+    better = dict.fromkeys(before, "NM")
+    worse = better | {(prompt, 0): before[prompt, 0] for prompt in range(0, 30, 3)}
+    found = score_difference(before, better, worse)
+    one, other = mitigation_score(before, better), mitigation_score(before, worse)
+    assert found.difference == pytest.approx(one.score - other.score)
+    assert 0 < found.low < found.difference < found.high
+    assert other.high > one.low  # the intervals of the scores do not tell them apart
+    assert score_difference(before, worse, better).difference == -found.difference
+    assert found.num_generations == 60
+    undecided = better | {(0, 0): None}
+    assert score_difference(before, undecided, worse).num_generations == 59
+    with pytest.raises(InputError, match="labelled under both, but got none"):
+        score_difference(before, {}, worse)
 
 
 def test_one_prompt_has_no_interval_and_nothing_in_common_is_one_clear_line():
