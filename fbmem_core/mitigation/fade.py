@@ -45,7 +45,8 @@ class Fade(NeuronMethod):
        Neurons are ranked by d(mean of the first step's L_ir over seeds and regions that still remember) / d s, at
        s = 1 and 1/2.
     3. The head of that list is switched off and the others are ranked again, because they may take over, until every
-       L_ir is below `target`. Of the last head, as little as is enough.
+       L_ir is below u_r + `target` (1 - u_r), u_r the mean likeness of what unmemorized prompts give to the memory. Of
+       the last head, as little as is enough.
 
     As in NeMo-C a prompt gets the neurons of all prompts of its cluster. A prompt of fewer than two seeds gets none.
     """
@@ -54,7 +55,7 @@ class Fade(NeuronMethod):
     defaults: ClassVar[Mapping[str, float]] = {
         "factor": 0.0,
         "detection": 3.0,
-        "target": 0.8,
+        "target": 0.75,
         "max_neurons": 256,
         "num_unmemorized": 24,
         "num_steps": 7,
@@ -158,6 +159,8 @@ class _Search:
             self.first_memory = model.first.clean_latents(condition)
         of_usual = torch.stack([self.agreement(latents).mean(dim=0) for latents in usual]).double()
         self.level = of_usual.mean(dim=0) + options["detection"] * of_usual.std(dim=0)
+        likeness = torch.stack([self.likeness(latents, self.memory) for latents in usual]).mean(dim=(0, 1))
+        self.target = likeness + options["target"] * (1 - likeness)
 
     def neurons(self) -> NeuronSet:
         """Steps 1 to 3."""
@@ -198,7 +201,7 @@ class _Search:
     def remembered(self, off: Sequence[int], first: Bool[Tensor, "n regions"]) -> Bool[Tensor, "n regions"]:
         """What is left of what was remembered first, with these neurons off."""
         likeness = self.likeness(self.model.clean_latents(self.condition, off), self.memory)
-        return first & (likeness >= self.options["target"])
+        return first & (likeness >= self.target)
 
     def agreement(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n regions"]:
         """A_ir."""

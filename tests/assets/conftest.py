@@ -21,7 +21,7 @@ SLICE_REFERENCES = (
 )  # fmt: skip
 NUM_SEEDS = 2
 MITIGATIONS = {
-    "methods": ["random", "nemo_c", {"method": "fade", "options": {"num_unmemorized": 20}}],
+    "methods": ["random", "nemo_c", {"method": "fade", "options": {"num_unmemorized": 20, "num_steps": 3}}],
     "attacks": ["paraphrase"],
     "num_attacked": 3,
     "attempts": 1,
@@ -71,6 +71,12 @@ def make_slice(folder: Path, *, prompts=SLICE_PROMPTS, references=SLICE_REFERENC
     path = folder / "slice.yaml"
     path.write_text(yaml.safe_dump(audit), encoding="utf-8")
     return path
+
+
+def whole_slice(folder: Path) -> Path:
+    """A slice with mitigations and an attack, sampled image by image, so that equal means equal to the last bit."""
+    sampling = yaml.safe_load((PROJECT / "data" / "audits" / "canary.yaml").read_text(encoding="utf-8"))["sampling"]
+    return make_slice(folder, mitigations=MITIGATIONS, sampling=sampling | {"batch_size": 1})
 
 
 @pytest.fixture
@@ -144,9 +150,9 @@ def tiny_audited(tiny_audit, tmp_path_factory):
     return found
 
 
-def assert_same_audit(store, other):
-    """The one partition of both has the same rows up to the labels."""
+def assert_same_audit(store, other, tables=TO_LABELS):
+    """The one partition of both has the same rows, up to the labels by default."""
     [key] = store.partitions("checkpoints")
-    for table in TO_LABELS:
+    for table in tables:
         assert_frame_equal(store.read(table, key), other.read(table, key))
     assert store.read("labels", key).height >= 4

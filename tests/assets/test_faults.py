@@ -10,14 +10,29 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import duckdb
 import pytest
 
+from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store
-from tests.assets.conftest import PROJECT, VARIABLES, assert_same_audit, make_slice
+from tests.assets.conftest import PROJECT, TO_LABELS, VARIABLES, assert_same_audit, make_slice, whole_slice
 
-_LONGEST = 600.0  # seconds for an audit that nothing interrupts
+_LONGEST = 1200.0  # seconds for an audit that nothing interrupts
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """An audit that is killed: its file, its tables when nothing happens, its last stage, and what is compared."""
+
+    file: Path
+    undisturbed: Store
+    until: str
+    tables: tuple[str, ...]
+    kills: int
+    seconds: float
 
 
 @pytest.fixture
@@ -69,35 +84,40 @@ def test_a_file_that_broke_is_made_again(audit, logged, tiny_audited, tmp_path, 
 
 @pytest.fixture
 def interrupted(request, tmp_path):
-    """(audit file, undisturbed store, kills, seconds). FBMEM_KILLS=30: a slice of the canary, killed so often."""
+    """What is killed, how often, and within how many seconds. FBMEM_KILLS=30: every stage of a slice of the canary."""
     kills = os.environ.get("FBMEM_KILLS")
     if kills is None:
-        return request.getfixturevalue("tiny_audit"), request.getfixturevalue("tiny_audited"), 2, 5
-    file, store = make_slice(tmp_path / "slice"), Store(tmp_path / "undisturbed")
-    assert not _kill_after(math.inf, file, store)
-    return file, store, int(kills), 10
+        tiny, undisturbed = request.getfixturevalue("tiny_audit"), request.getfixturevalue("tiny_audited")
+        return Interrupted(tiny, undisturbed, "labels", TO_LABELS, kills=2, seconds=5)
+    file, store = whole_slice(tmp_path / "slice"), Store(tmp_path / "undisturbed")
+    whole = Interrupted(file, store, "report", tuple(TABLES), kills=int(kills), seconds=30)
+    assert not _kill_after(math.inf, whole, store)
+    return whole
 
 
 def test_kills_at_random_moments_lose_nothing_that_was_finished(interrupted, tmp_path):
-    file, undisturbed, kills, seconds = interrupted
+    kills = interrupted.kills
     rng, finished, number = random.Random(kills), {}, 0
     while kills:
         store = Store(tmp_path / str(number))
-        was_killed = _kill_after(rng.uniform(0, seconds), file, store)
+        was_killed = _kill_after(rng.uniform(0, interrupted.seconds), interrupted, store)
         images = {path: path.stat().st_mtime_ns for path in (store.root / "images/generations").rglob("*.png")}
         assert finished.items() <= images.items()  # none was sampled or only written again
         kills, finished = kills - was_killed, images if was_killed else {}
         if not was_killed:
-            assert_same_audit(undisturbed, store)
+            assert_same_audit(interrupted.undisturbed, store, interrupted.tables)
             number += 1
     store = Store(tmp_path / str(number))
-    assert not _kill_after(math.inf, file, store)
-    assert_same_audit(undisturbed, store)
+    assert not _kill_after(math.inf, interrupted, store)
+    assert_same_audit(interrupted.undisturbed, store, interrupted.tables)
 
 
-def _kill_after(seconds, file, store):
-    """Audit up to the labels in a process of its own and kill that; False: it ended before, well."""
-    command = [sys.executable, "-m", "fbmem_assets.cli", "audit", file, "--store", store.root, "--until", "labels"]
+def _kill_after(seconds, interrupted, store):
+    """Audit in a process of its own and kill that; False: it ended before, well."""
+    command = [
+        sys.executable, "-m", "fbmem_assets.cli", "audit", interrupted.file, "--store", store.root,
+        "--until", interrupted.until,
+    ]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | {
         "OMP_NUM_THREADS": "1"
     }

@@ -12,20 +12,22 @@ import pytest
 from fbmem_assets.partitions import register_audit
 from fbmem_assets.shards import Part, _take_gpu, num_shards
 from fbmem_core.errors import InputError
+from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store
-from tests.assets.conftest import PROJECT, assert_same_audit
+from tests.assets.conftest import PROJECT, assert_same_audit, whole_slice
 
 VICTIM = "generations.generations_work[2_of_4]"
-STAGES = ("prompts", "generations", "masks", "neighbors", "similarities", "labels")
+TO_LABELS = " or ".join(
+    f"group:{stage}" for stage in ("prompts", "generations", "masks", "neighbors", "similarities", "labels")
+)
 
 
-def run_in_processes(folder, key, store):
-    """Start the audit up to its labels with four shards and two processes; the instance lies in `folder`."""
+def run_in_processes(folder, key, store, groups=TO_LABELS):
+    """Start the audit, up to its labels by default, in four shards on two processes; the instance lies in `folder`."""
     environment = os.environ | {
         "FBMEM_EXECUTOR": "multiprocess", "FBMEM_SHARDS": "4", "FBMEM_STORE": str(store), "DAGSTER_HOME": str(folder),
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    groups = " or ".join(f"group:{stage}" for stage in STAGES)
     command = [
         sys.executable, "-m", "dagster", "asset", "materialize", "--select", groups, "--partition", key,
         "-m", "fbmem_assets.definitions",
@@ -94,6 +96,20 @@ def test_four_shards_on_two_processes_one_of_them_killed(tiny_audit, tiny_audite
     assert len(set(work)) == len(work) == 16  # four stages of four shards
     pids = {event.pid for event in events if event.step_key in work}
     assert len(pids) > 2
+
+
+@pytest.mark.skipif(not os.environ.get("FBMEM_WHOLE_GRAPH"), reason="takes minutes; FBMEM_WHOLE_GRAPH=1 runs it")
+def test_four_shards_of_every_stage_equal_one_process(fbmem, tmp_path):
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\nconcurrency: {pools: {default_limit: 2}}\n")
+    file, one, four = whole_slice(tmp_path / "slice"), Store(tmp_path / "one"), Store(tmp_path / "four")
+    run = fbmem("audit", file, "--store", one.root)
+    assert run.exit_code == 0, run.stderr
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        key = register_audit(file, four, instance)
+        with run_in_processes(tmp_path, key, four.root, "*") as process:
+            output, _ = process.communicate()
+        assert process.returncode == 0, output.decode()
+    assert_same_audit(one, four, TABLES)
 
 
 def _kill(instance, process):
