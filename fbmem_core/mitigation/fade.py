@@ -55,7 +55,7 @@ class Fade(NeuronMethod):
     defaults: ClassVar[Mapping[str, float]] = {
         "factor": 0.0,
         "detection": 3.0,
-        "target": 0.75,
+        "target": 0.85,
         "max_neurons": 256,
         "num_unmemorized": 24,
         "num_steps": 7,
