@@ -12,6 +12,7 @@ from fbmem_assets.executors import pool_of, step_tags
 from fbmem_assets.partitions import checkpoint_partitions
 from fbmem_assets.resources import AuditStore
 from fbmem_assets.shards import Work, sharded_asset
+from fbmem_core.store.columns import describe
 from fbmem_core.store.schemas import TABLES
 
 _PREVIEW_ROWS = 10
@@ -30,7 +31,10 @@ def table_asset(
 
     `work` is what may be divided among steps; the function then sums up what they did.
     """
-    columns = [dg.TableColumn(column, str(kind)) for column, kind in TABLES[table].columns.items()]
+    columns = [
+        dg.TableColumn(column, str(kind), description=describe(table, column))
+        for column, kind in TABLES[table].columns.items()
+    ]
     of_asset: dict[str, Any] = {
         "partitions_def": checkpoint_partitions,
         "group_name": stage,

@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from fbmem_core.errors import InputError
+from fbmem_core.store.columns import describe
 from fbmem_core.store.schemas import TABLES, Table
 from fbmem_core.store.tables import TABLES_DIR, Store
 
@@ -37,6 +38,7 @@ def build_warehouse(store: Store) -> Path:
                 _register(connection, store)
                 for table in TABLES.values():
                     connection.execute(f'CREATE TABLE "{table.name}" AS {_select(table, store)}')
+                _comment(connection, "TABLE")
         if store.is_remote:
             return store.write_bytes(DATABASE_NAME, partial.read_bytes())
         partial.replace(store.root / DATABASE_NAME)
@@ -71,6 +73,20 @@ def create_views(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
     _register(connection, store)
     for table in TABLES.values():
         connection.execute(f'CREATE OR REPLACE VIEW "{table.name}" AS {_select(table, store)}')
+    _comment(connection, "VIEW")
+
+
+def _comment(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
+    """Say in the database what tables and columns hold: `duckdb_columns()` and most tools show it."""
+    for table in TABLES.values():
+        connection.execute(f"COMMENT ON {kind} \"{table.name}\" IS '{_quoted(table.grain)}'")
+        for column in table.columns:
+            comment = _quoted(describe(table.name, column))
+            connection.execute(f'COMMENT ON COLUMN "{table.name}"."{column}" IS \'{comment}\'')
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "''")
 
 
 def _register(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
@@ -86,5 +102,5 @@ def _select(table: Table, store: Store) -> str:
         return f"SELECT {typed} WHERE false"
     names = ", ".join(f'"{name}"' for name in table.columns)
     # in DuckDB's patterns a bracket of one character is that character
-    pattern = re.sub(r"([\[*?])", r"[\1]", str(folder)).replace("'", "''") + "/partition=*/*.parquet"
+    pattern = re.sub(r"([\[*?])", r"[\1]", _quoted(str(folder))) + "/partition=*/*.parquet"
     return f"SELECT {names} FROM read_parquet('{pattern}', hive_partitioning = false)"

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from fbmem_core.store.columns import describe
 from fbmem_core.store.schemas import TABLES
 from tests.assets.conftest import PROJECT
 
@@ -74,7 +75,8 @@ def test_the_documented_tables_are_the_schemas():
     for name, table in TABLES.items():
         section = text.split(f"## {name}\n")[1].split("\n## ")[0]
         assert table.grain in section
-        assert re.findall(r"^\| (\w+) \| ", section, flags=re.MULTILINE)[1:] == list(table.columns)
+        found = re.findall(r"^\| (\w+) \| ([^|]+) \| (.+) \|$", section, flags=re.MULTILINE)
+        assert found == [(column, str(kind), describe(name, column)) for column, kind in table.columns.items()]
 
 
 def test_every_key_of_the_audit_file_is_documented():

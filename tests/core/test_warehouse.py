@@ -7,6 +7,7 @@ import duckdb
 import pytest
 
 from fbmem_core.errors import InputError
+from fbmem_core.store.columns import describe
 from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store
 from fbmem_core.store.warehouse import DATABASE_NAME, build_warehouse, query
@@ -20,6 +21,22 @@ def store(tmp_path):
 
 def seeds(connection):
     return connection.sql("SELECT checkpoint, prompt_id, seed FROM generations ORDER BY ALL").fetchall()
+
+
+@pytest.mark.parametrize("where", ["file", "memory"])
+def test_tables_and_columns_say_what_they_hold(store, where):
+    store.write("labels", KEY, [])
+    asked = (
+        "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal",
+        "SELECT table_name || '.' || column_name, comment FROM duckdb_columns() WHERE NOT internal",
+    )
+    if where == "memory":
+        tables, columns = (dict(query(store, sql).iter_rows()) for sql in asked)
+    else:
+        with duckdb.connect(build_warehouse(store), read_only=True) as connection:
+            tables, columns = (dict(connection.sql(sql).fetchall()) for sql in asked)
+    assert tables == {name: table.grain for name, table in TABLES.items()}
+    assert columns == {f"{name}.{column}": describe(name, column) for name in TABLES for column in TABLES[name].columns}
 
 
 def test_tables_without_a_row_are_empty_and_typed_like_the_written_ones(store):
