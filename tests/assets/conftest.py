@@ -96,20 +96,24 @@ def fbmem(monkeypatch):
     return call
 
 
-@pytest.fixture(scope="session")
-def audited(tmp_path_factory):
-    """(store, audit file, finished call) of one whole audit of the slice; tests only read it."""
+def _audit(file: Path, store: Path, *options: str) -> Run:
+    """Call `fbmem audit` once for all tests of a session; the variables that it sets are undone."""
     from fbmem_assets.cli import main
 
-    folder = tmp_path_factory.mktemp("audited")
-    file = make_slice(folder / "slice", mitigations=MITIGATIONS, quality={"metrics": ["brisque", "clip"]})
-    store = folder / "store"
     with pytest.MonkeyPatch.context() as patch:
         for name in VARIABLES:
             patch.setenv(name, "")
             patch.delenv(name)
-        result = CliRunner().invoke(main, ["audit", str(file), "--store", str(store)])
-    return store, file, Run(result.exit_code, result.stdout, result.stderr)
+        result = CliRunner().invoke(main, ["audit", str(file), "--store", str(store), *options])
+    return Run(result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.fixture(scope="session")
+def audited(tmp_path_factory):
+    """(store, audit file, finished call) of one whole audit of the slice; tests only read it."""
+    folder = tmp_path_factory.mktemp("audited")
+    file = make_slice(folder / "slice", mitigations=MITIGATIONS, quality={"metrics": ["brisque", "clip"]})
+    return folder / "store", file, _audit(file, folder / "store")
 
 
 @pytest.fixture(scope="session")
@@ -134,15 +138,9 @@ def tiny_audited(tiny_audit, tmp_path_factory):
     """The store of the audit when nothing went wrong; tests only read it."""
     import torch
 
-    from fbmem_assets.cli import main
-
     store = tmp_path_factory.mktemp("tiny_audited")
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in VARIABLES:
-            patch.setenv(name, "")
-            patch.delenv(name)
-        done = CliRunner().invoke(main, ["audit", str(tiny_audit), "--store", str(store), "--until", "labels"])
+    done = _audit(tiny_audit, store, "--until", "labels")
     assert done.exit_code == 0, done.stderr
     found = Store(store)
     [key] = found.partitions("checkpoints")
