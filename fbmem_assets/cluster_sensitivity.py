@@ -38,11 +38,10 @@ def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) ->
     prompt_ids = tables.read("prompts", key)["prompt_id"].to_list()
     refined, total = read_neurons(store, key), len(tables.read("activation_statistics", key))
     scores = tables.read("mitigation_scores", key).filter(pl.col("weights") == "severity")
-    score_of = {method: (score, achievable) for method, score, achievable in
-                scores.select("method", "score", "achievable").iter_rows()}  # fmt: skip
-    method_of = _method_by_count(audit)
+    row_of = {row["method"]: row for row in scores.to_dicts()}
+    scored = {n: row_of[name] for n, name in sorted(_method_by_count(audit).items()) if name in row_of}
     rows: list[dict[str, Any]] = []
-    for count in sorted({*settings.counts, settings.count, *method_of}):
+    for count in sorted({*settings.counts, settings.count, *scored}):
         quality = cluster_quality(vectors, count=count)
         of = cluster_prompts(vectors, count=count, seed=settings.seed).cluster
         members = [
@@ -54,14 +53,14 @@ def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) ->
             "count": count, "num_clusters": quality.found, "silhouette": quality.silhouette,
             "stability": quality.stability, "mean_union": fmean(sizes),
             "max_union": max(sizes), "max_union_share": max(sizes) / total,
-            "score": score_of.get(method_of.get(count, ""), (None, None))[0],
+            "score": scored.get(count, {}).get("score"),
         })  # fmt: skip
     tables.write("cluster_sensitivity", key, rows)
     counts = [row["count"] for row in rows]
     series = {name: (counts, [row[name] for row in rows]) for name in ("silhouette", "stability", "max_union_share")}
-    removed = {n: score_of[name] for n, name in sorted(method_of.items()) if name in score_of}
+    removed = {n: row["score"] / row["achievable"] for n, row in scored.items() if row["achievable"]}
     if removed:
-        series["memory removed"] = (list(removed), [score / achievable for score, achievable in removed.values()])
+        series["memory removed"] = (list(removed), list(removed.values()))
     label = "silhouette, Rand index, shares"
     plot = line_plot(series, title="Number of clusters", x_label="clusters", label=label, style="o-")
     table = tables.read("cluster_sensitivity", key)

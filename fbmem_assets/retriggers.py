@@ -1,7 +1,7 @@
 """Stage retriggers: after each mitigation, attacks that try to bring the memory back."""
 
 from collections.abc import Sequence
-from itertools import chain, zip_longest
+from itertools import chain, cycle, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import polars as pl
 from PIL import Image
 
 from fbmem_assets.labels import summary_labels
+from fbmem_assets.masks import usable_references
 from fbmem_assets.mitigations import Trial, trials_of
 from fbmem_assets.neighbors import reference_planes
 from fbmem_assets.passes import BASELINE, MITIGATED
@@ -43,12 +44,12 @@ def retriggers(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
     """
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
-    settings, attacked = audit.mitigations.model_dump(exclude={"methods"}), _attacked(store, key)
+    settings, rows_of = audit.mitigations.model_dump(exclude={"methods"}), _attacked(store, key)
     jobs = {
         f"{trial.shard}-{attack}-{digest(_VERSION, row, settings)}": (trial, attack, row)
         for trial in trials_of(store, key).values()
         for attack in audit.mitigations.attacks
-        for row in attacked
+        for row in rows_of[attack]
     }
     whole = tables.shards("retriggers", key, report=context.log.warning)
     missing = [shard for shard in jobs if shard not in whole]
@@ -71,8 +72,11 @@ def retriggers(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
     )
 
 
-def _attacked(store: AuditStore, key: str) -> list[dict[str, Any]]:
-    """Memorized prompts with their most severe label and the reference it names, labels in turn, as many as asked."""
+def _attacked(store: AuditStore, key: str) -> dict[Attack, list[dict[str, Any]]]:
+    """By attack, memorized prompts with their most severe label and the reference that the attack aims at.
+
+    That which the label names; for the control a strange one. Labels in turn, as many as asked.
+    """
     num = store.audit(key)[0].mitigations.num_attacked
     labels = summary_labels(store, key, BASELINE).filter(pl.col("label").is_in(list(_REFERENCE)))
     worst: dict[str, dict[str, Any]] = {}
@@ -83,35 +87,30 @@ def _attacked(store: AuditStore, key: str) -> list[dict[str, Any]]:
             worst[row["prompt_id"]] = {"prompt_id": row["prompt_id"], "label": row["label"], "reference": reference}
     by_label = [[row for row in worst.values() if row["label"] == label] for label in _REFERENCE]
     in_turn = [row for row in chain.from_iterable(zip_longest(*by_label)) if row is not None][:num]
-    strange = _strange_references(store, key)
-    return [row | {"strange": strange[n % len(strange)] if strange else None} for n, row in enumerate(in_turn)]
+    strange = [row | {"reference": name} for row, name in zip(in_turn, cycle(_strangers(store, key)), strict=False)]
+    return {"paraphrase": in_turn, "adversarial": in_turn, "control": strange}
 
 
-def _strange_references(store: AuditStore, key: str) -> list[str]:
-    """Those that no image of the unmitigated model is like, the least like first."""
-    tables, tau = store.tables, store.audit(key)[0].similarity.tau
+def _strangers(store: AuditStore, key: str) -> list[str]:
+    """The references that no image of the unmitigated model is like, the least like first."""
+    tau = store.audit(key)[0].similarity.tau
     likeness = (
         BASELINE.rows(store, "similarities", key)
         .group_by("reference_id")
         .agg(pl.max_horizontal(pl.col("full", "foreground", "background").max()).alias("most"))
     )
-    every = tables.read("reference_images", key).join(likeness, on="reference_id", how="left")
-    strange = every.filter(pl.col("most").fill_null(0.0) < tau)
-    return strange.sort(pl.col("most").fill_null(0.0), "reference_id")["reference_id"].to_list()
+    every = usable_references(store, key).join(likeness, on="reference_id", how="left")
+    strange = every.with_columns(pl.col("most").fill_null(0.0)).filter(pl.col("most") < tau)
+    return strange.sort("most", "reference_id")["reference_id"].to_list()
 
 
 def _attack(store: AuditStore, key: str, trial: Trial, attack: Attack, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row; none where the cluster has no other prompt, or every reference was copied."""
-    target = row["strange" if attack == "control" else "reference"]
-    if target is None:
-        return []
-    sampled = (
-        _paraphrased(store, key, trial, row) if attack == "paraphrase" else _adversarial(store, key, trial, row, target)
-    )
-    images = [image for _, image in sampled]
+    """One row; none where the cluster has no other prompt."""
+    sample = _paraphrased if attack == "paraphrase" else _adversarial
+    images = [image for _, image in sample(store, key, trial, row)]
     if not images:
         return []
-    only = target if attack == "control" else None
+    only = row["reference"] if attack == "control" else None
     found = _label(store, key, images, f"{trial.spec.title}-{attack}-{row['prompt_id']}", only)
     mitigated = summary_labels(store, key, MITIGATED).filter(
         (pl.col("method") == trial.spec.title) & (pl.col("prompt_id") == row["prompt_id"])
@@ -136,7 +135,7 @@ def _paraphrased(store: AuditStore, key: str, trial: Trial, row: dict[str, Any])
     return sample_mitigated(known.pipeline, some, audit.sampling, {row["prompt_id"]: intervention})
 
 
-def _adversarial(store: AuditStore, key: str, trial: Trial, row: dict[str, Any], reference_id: str) -> "Sampled":
+def _adversarial(store: AuditStore, key: str, trial: Trial, row: dict[str, Any]) -> "Sampled":
     from dataclasses import replace
 
     from fbmem_core.diffusion.sampling import Request
@@ -147,7 +146,7 @@ def _adversarial(store: AuditStore, key: str, trial: Trial, row: dict[str, Any],
     audit, _ = store.audit(key)
     known, sampling, prompt_id = trial.evidence, audit.sampling, row["prompt_id"]
     references = store.tables.read("reference_images", key)
-    [path] = references.filter(pl.col("reference_id") == reference_id)["path"]
+    [path] = references.filter(pl.col("reference_id") == row["reference"])["path"]
     picture = open_rgb(Path(path)).resize((sampling.width, sampling.height), Image.Resampling.LANCZOS)
     intervention = trial.method.intervention(prompt_id)
     size = (sampling.height, sampling.width)

@@ -111,9 +111,11 @@ def test_the_control_aims_at_a_picture_that_nothing_is_like_and_only_that_counts
     }
     store = AuditStore(root=str(shutil.copytree(audited[0], tmp_path / "store")))
     [key] = store.tables.partitions("checkpoints")
-    row = retriggers._attacked(store, key)[0]
-    assert copied
-    assert row["strange"] in set(SLICE_REFERENCES) - copied
+    of_attack = retriggers._attacked(store, key)
+    own, strange = of_attack["adversarial"][0], of_attack["control"][0]
+    assert own["reference"] in copied
+    assert strange == own | {"reference": strange["reference"]}
+    assert strange["reference"] in set(SLICE_REFERENCES) - copied
     seen = []
 
     def search(pipeline, picture, intervention, *, start):
@@ -123,11 +125,11 @@ def test_the_control_aims_at_a_picture_that_nothing_is_like_and_only_that_counts
     monkeypatch.setattr("fbmem_core.evaluation.retrigger.adversarial_embedding", search)
     # the first start lies near the prompt's own words, and random neurons hide nothing: the copy itself returns
     trial = mitigations.trials_of(store, key)["random"]
-    [adversarial] = retriggers._attack(store, key, trial, "adversarial", row)
-    [control] = retriggers._attack(store, key, trial, "control", row)
+    [adversarial] = retriggers._attack(store, key, trial, "adversarial", own)
+    [control] = retriggers._attack(store, key, trial, "control", strange)
     assert adversarial["num_returned"] > 0 == control["num_returned"]
     assert adversarial["num_attempts"] == control["num_attempts"] == 2
-    for picture, reference_id in zip(seen[::2], (row["reference"], row["strange"]), strict=True):
+    for picture, reference_id in zip(seen[::2], (own["reference"], strange["reference"]), strict=True):
         with Image.open(CANARY / "references" / f"{reference_id}.png") as image:
             assert picture == image.convert("RGB").resize(picture.size, Image.Resampling.LANCZOS)
 
