@@ -1,16 +1,20 @@
 """What a text-to-image diffusion model has memorized: whole pictures, foreground objects, backgrounds."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fbmem_core.evaluation.scores import mitigation_score
+    from fbmem_core.evaluation.scores import mitigation_score, score_difference
     from fbmem_core.labels import label_generation, label_pair
     from fbmem_core.neighbors import nearest_references
     from fbmem_core.similarity.ms_ssim import ms_ssim
     from fbmem_core.similarity.regions import region_similarity
 
-__all__ = ["label_generation", "label_pair", "mitigation_score", "ms_ssim", "nearest_references", "region_similarity"]
+__all__ = [
+    "label_generation", "label_pair", "mitigation_score", "ms_ssim", "nearest_references", "region_similarity",
+    "score_difference",
+]  # fmt: skip
 
 _HOMES = {
     "label_generation": "fbmem_core.labels",
@@ -19,7 +23,12 @@ _HOMES = {
     "ms_ssim": "fbmem_core.similarity.ms_ssim",
     "nearest_references": "fbmem_core.neighbors",
     "region_similarity": "fbmem_core.similarity.regions",
+    "score_difference": "fbmem_core.evaluation.scores",
 }
+
+# numba sets the threads of OpenMP, which it shares with torch, to a number of its own: all cores
+if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 
 def __getattr__(name: str) -> Any:

@@ -127,3 +127,4 @@ def test_one_prompt_has_no_interval_and_nothing_in_common_is_one_clear_line():
 
 def test_it_is_exported():
     assert fbmem_core.mitigation_score is mitigation_score
+    assert fbmem_core.score_difference is score_difference
