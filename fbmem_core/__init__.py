@@ -1,6 +1,5 @@
 """What a text-to-image diffusion model has memorized: whole pictures, foreground objects, backgrounds."""
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +24,6 @@ _HOMES = {
     "region_similarity": "fbmem_core.similarity.regions",
     "score_difference": "fbmem_core.evaluation.scores",
 }
-
-# numba sets the threads of OpenMP, which it shares with torch, to a number of its own: all cores
-if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,10 +120,25 @@ class _Recorder:
         return getattr(self._session, name)
 
 
+@contextmanager
+def _torch_threads() -> Iterator[None]:
+    """Inside, numba starts: it sets the threads of OpenMP, which it shares with torch, to one a core.
+
+    With another number of them torch's results differ in the last digits, and audits side by side stall each other.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 def _open_session(model: str) -> Any:
     import onnxruntime
     from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf
-    from rembg import new_session
+
+    with _torch_threads():
+        from rembg import new_session
     from rembg.sessions import sessions_names
     from rembg.sessions.u2net_custom import U2netCustomSession
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 from polars.testing import assert_frame_equal
 
+from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store
 
 PROJECT = Path(__file__).parents[2]
@@ -27,6 +28,7 @@ MITIGATIONS = {
     "attempts": 1,
 }
 TO_LABELS = ("prompts", "reference_images", "generations", "masks", "neighbors", "similarities", "labels", "rejected")
+WHOLE_GRAPH = tuple(name for name in TABLES if name != "checkpoints")  # which says when it was registered
 # what `make` exports and the command sets when they are missing
 VARIABLES = ("DAGSTER_HOME", "FBMEM_DAGSTER", "FBMEM_STORE")
 

@@ -16,9 +16,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store
-from tests.assets.conftest import PROJECT, TO_LABELS, VARIABLES, assert_same_audit, make_slice, whole_slice
+from tests.assets.conftest import PROJECT, TO_LABELS, VARIABLES, WHOLE_GRAPH, assert_same_audit, make_slice, whole_slice
 
 _LONGEST = 1200.0  # seconds for an audit that nothing interrupts
 
@@ -90,7 +89,7 @@ def interrupted(request, tmp_path):
         tiny, undisturbed = request.getfixturevalue("tiny_audit"), request.getfixturevalue("tiny_audited")
         return Interrupted(tiny, undisturbed, "labels", TO_LABELS, kills=2, seconds=5)
     file, store = whole_slice(tmp_path / "slice"), Store(tmp_path / "undisturbed")
-    whole = Interrupted(file, store, "report", tuple(TABLES), kills=int(kills), seconds=30)
+    whole = Interrupted(file, store, "report", WHOLE_GRAPH, kills=int(kills), seconds=30)
     assert not _kill_after(math.inf, whole, store)
     return whole
 

@@ -12,9 +12,8 @@ import pytest
 from fbmem_assets.partitions import register_audit
 from fbmem_assets.shards import Part, _take_gpu, num_shards
 from fbmem_core.errors import InputError
-from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store
-from tests.assets.conftest import PROJECT, assert_same_audit, whole_slice
+from tests.assets.conftest import PROJECT, WHOLE_GRAPH, assert_same_audit, whole_slice
 
 VICTIM = "generations.generations_work[2_of_4]"
 TO_LABELS = " or ".join(
@@ -109,7 +108,7 @@ def test_four_shards_of_every_stage_equal_one_process(fbmem, tmp_path):
         with run_in_processes(tmp_path, key, four.root, "*") as process:
             output, _ = process.communicate()
         assert process.returncode == 0, output.decode()
-    assert_same_audit(one, four, TABLES)
+    assert_same_audit(one, four, WHOLE_GRAPH)
 
 
 def _kill(instance, process):

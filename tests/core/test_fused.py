@@ -1,9 +1,5 @@
 """Pairs compared in one pass each: the same factors as the measures give plane by plane."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -72,16 +68,3 @@ def test_the_search_finds_the_same_where_pairs_are_compared_plane_by_plane(
     ):
         assert [(n.criterion, n.reference_id) for n in found] == [(n.criterion, n.reference_id) for n in neighbors]
         assert [n.similarity for n in found] == pytest.approx([n.similarity for n in neighbors], abs=1e-5)
-
-
-@pytest.mark.parametrize("threads", ["1", ""])
-def test_numba_leaves_the_threads_that_the_user_chose(threads):
-    code = "import fbmem_core, numba, torch; before = torch.get_num_threads(); numba.get_num_threads()"
-    run = subprocess.run(
-        [sys.executable, "-c", f"{code}; print(before, torch.get_num_threads())"],
-        env={name: value for name, value in os.environ.items() if name != "NUMBA_NUM_THREADS"}
-        | {"OMP_NUM_THREADS": threads},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    before, after = run.stdout.split()
-    assert before == after == (threads or before)

@@ -1,6 +1,9 @@
 """Mattes: what rembg's stretching hides, shown by networks whose answers are known."""
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +163,15 @@ def test_weights_that_cannot_be_fetched_are_named_with_the_cure(tmp_path, monkey
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(WeightsNotFoundError, match=r"the weights of `u2netp`, .* looked in rembg's .*\.onnx file"):
         Segmenter("u2netp")
+
+
+def test_what_rembg_imports_leaves_torch_the_threads_that_it_had():
+    code = (
+        "import sys, torch; from fbmem_core.segmentation import Segmenter\n"
+        "before = torch.get_num_threads(); Segmenter(sys.argv[1]); print(before, torch.get_num_threads())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, PROJECT / "data" / "canary" / "segmenter.onnx"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout.split() == ["1", "1"]
