@@ -17,7 +17,8 @@ import click
 from fbmem_assets.mitigation_commands import mitigations
 from fbmem_assets.neuron_commands import deactivate, neurons
 from fbmem_assets.resources import store_option
-from fbmem_core.audit import Region, Rule, parse_similarity
+from fbmem_core.audit import Region, Rule
+from fbmem_core.audit_file import parse_similarity
 from fbmem_core.errors import FbmemError, InputError
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 from fbmem_assets import (  # noqa: E402
     audit_diff,
+    cluster_neurons,
     cluster_sensitivity,
     clusters,
     generations,
@@ -30,8 +31,8 @@ from fbmem_assets.resources import AuditStore, store_root  # noqa: E402
 from fbmem_assets.sensors import JOB, changed_checkpoints, reaudit  # noqa: E402
 
 STAGES = (
-    prompts, generations, masks, neighbors, similarities, labels, seed_agreement, clusters, neurons, mitigations,
-    retriggers, scores, cluster_sensitivity, audit_diff, report,
+    prompts, generations, masks, neighbors, similarities, labels, seed_agreement, clusters, neurons, cluster_neurons,
+    mitigations, retriggers, scores, cluster_sensitivity, audit_diff, report,
 )  # fmt: skip
 
 assets = dg.load_assets_from_modules(STAGES)

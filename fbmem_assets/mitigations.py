@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fbmem_core.mitigation.method import Evidence, Intervention, Method
 
 STAGE = "mitigations"
-_VERSION = 2  # raise it when the same settings begin to give other mitigations
+_VERSION = 3  # raise it when the same settings begin to give other mitigations
 
 
 def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:

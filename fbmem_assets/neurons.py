@@ -1,4 +1,4 @@
-"""Stage neurons: the value neurons behind each memorized prompt, and their unions over clusters."""
+"""Stage neurons: the value neurons behind each memorized prompt."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from fbmem_core.neurons.statistics import ActivationStatistics
 
 STAGE = "neurons"
-WARN_SHARE = 0.13  # 750 of 5,760: beyond it NeMo never measured what is left of the images' quality
 _VERSION = 1  # raise it when the same settings begin to give other neurons
 _MOST_PUBLIC = 0.05  # of the prompts that are known to be unmemorized, so many may get neurons
 
@@ -137,30 +136,6 @@ def neuron_sets(context: dg.OpExecutionContext, store: AuditStore) -> dg.Materia
     )
 
 
-@table_asset(table="cluster_neurons", stage=STAGE, deps=["prompt_clusters", "neuron_sets"])
-def cluster_neuron_sets(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
-    """One row per (cluster, layer, neuron): the union of the refined neurons of the cluster's memorized prompts."""
-    key, tables = context.partition_key, store.tables
-    clusters = tables.read("prompt_clusters", key).select("prompt_id", "cluster")
-    refined = tables.read("neurons", key).filter(pl.col("stage") == "refined")
-    united = refined.join(clusters, on="prompt_id").group_by("cluster", "layer", "neuron")
-    tables.write("cluster_neurons", key, united.agg(pl.len().alias("num_prompts")).to_dicts())
-    table = tables.read("cluster_neurons", key)
-    total = len(tables.read("activation_statistics", key))
-    shares = table.group_by("cluster").len("neurons").with_columns((pl.col("neurons") / total).alias("share"))
-    largest = float(shares["share"].max() or 0.0)  # type: ignore[arg-type]
-    return table_result(
-        store,
-        "cluster_neurons",
-        key,
-        table,
-        num_clusters=len(shares),
-        largest_share=largest,
-        shares=markdown_table(shares.sort("cluster").to_dicts()),
-        heat_map=picture(_cluster_plot(store, key, table), "neurons by cluster and layer"),
-    )
-
-
 @dg.asset_check(asset=neuron_sets, partitions_def=checkpoint_partitions)
 def unmemorized_prompts_have_no_neurons(
     context: dg.AssetCheckExecutionContext, store: AuditStore
@@ -174,20 +149,6 @@ def unmemorized_prompts_have_no_neurons(
         passed=len(found) <= _MOST_PUBLIC * len(innocent),
         severity=dg.AssetCheckSeverity.WARN,
         metadata={"prompts": len(innocent), "with neurons": str(found[:20])},
-    )
-
-
-@dg.asset_check(asset=cluster_neuron_sets, partitions_def=checkpoint_partitions)
-def unions_are_small(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
-    """No cluster switches off more than 13 % of all neurons: beyond that NeMo never measured the images' quality."""
-    key, tables = context.partition_key, store.tables
-    total = max(1, len(tables.read("activation_statistics", key)))
-    sizes = tables.read("cluster_neurons", key).group_by("cluster").len("neurons").sort("cluster")
-    large = sizes.filter(pl.col("neurons") > WARN_SHARE * total)
-    return dg.AssetCheckResult(
-        passed=large.is_empty(),
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={"neurons of all clusters": total, "too large": markdown_table(large.to_dicts())},
     )
 
 
@@ -231,6 +192,15 @@ def innocent_prompts(store: AuditStore, key: str) -> list[str]:
     labels = summary_labels(store, key)
     innocent = labels.group_by("prompt_id").agg((pl.col("label") == "NM").all()).filter(pl.col("label"))
     return sorted(innocent["prompt_id"])
+
+
+def layer_name(layer: str) -> str:
+    """`down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v` is `down 1.0`, its further blocks `down 1.0.3`."""
+    parts = layer.split(".")
+    block, numbers = parts[0].split("_")[0], [part for part in parts if part.isdigit()]
+    if numbers[-1] == "0":
+        numbers = numbers[:-1]
+    return f"{block} {'.'.join(numbers)}"
 
 
 def _encode(audit: Audit, pipeline: Any, prompts: list[str]) -> "Conditioning":
@@ -318,33 +288,5 @@ def _layer_plot(store: AuditStore, key: str, rows: pl.DataFrame) -> str:
     refined = rows.filter(pl.col("stage") == "refined").unique(["layer", "neuron"])
     counts = dict(refined.group_by("layer").len().iter_rows())
     layers = read_statistics(store, key).layers
-    named = {_short(layer): counts.get(layer, 0) for layer in layers}
+    named = {layer_name(layer): counts.get(layer, 0) for layer in layers}
     return bar_plot(named, title="Refined neurons of all prompts", label="neurons")
-
-
-def _cluster_plot(store: AuditStore, key: str, table: pl.DataFrame) -> str:
-    import numpy as np
-
-    from fbmem_core.report.plots import heat_map
-
-    layers = read_statistics(store, key).layers
-    clusters = sorted(set(store.tables.read("prompt_clusters", key)["cluster"]))
-    counts = np.zeros((len(clusters), len(layers)))
-    for cluster, layer, num in table.group_by("cluster", "layer").len().iter_rows():
-        counts[clusters.index(cluster), layers.index(layer)] = num
-    return heat_map(
-        counts,
-        rows=[f"cluster {cluster}" for cluster in clusters],
-        columns=[_short(layer) for layer in layers],
-        title="Neurons switched off",
-        label="neurons",
-    )
-
-
-def _short(layer: str) -> str:
-    """`down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v` is `down 1.0`, its further blocks `down 1.0.3`."""
-    parts = layer.split(".")
-    block, numbers = parts[0].split("_")[0], [part for part in parts if part.isdigit()]
-    if numbers[-1] == "0":
-        numbers = numbers[:-1]
-    return f"{block} {'.'.join(numbers)}"

@@ -11,7 +11,8 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from fbmem_core.audit import Audit, dump_audit, load_audit
+from fbmem_core.audit import Audit
+from fbmem_core.audit_file import dump_audit, load_audit
 from fbmem_core.diffusion.checkpoint import Checkpoint, find_checkpoint
 from fbmem_core.errors import InputError
 from fbmem_core.store.tables import Store

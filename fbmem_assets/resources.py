@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -37,6 +39,7 @@ store_option = click.option(
     help="Folder or URL (s3://bucket/path) of everything that is produced.",
 )
 _LOG_EVERY_SECONDS = 30.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 T = TypeVar("T")
 
 
@@ -85,7 +88,19 @@ def store_root() -> str:
 def _pipeline(checkpoint: Checkpoint, dtype: str, device: str, allow_pickle: bool) -> DiffusionPipeline:
     from fbmem_core.diffusion.checkpoint import load_pipeline
 
+    _keep_freed_memory()
     return load_pipeline(checkpoint, dtype=dtype, device=device, allow_pickle=allow_pickle)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep up to 1 GiB that torch frees, in blocks up to 32 MiB: it is wanted again at once.
+
+    Given back to the system it is zeroed page by page at every step, a tenth of the time of sampling on a CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # musl has none
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 @lru_cache(maxsize=1)

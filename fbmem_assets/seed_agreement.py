@@ -127,7 +127,7 @@ def _agreement(store: AuditStore, key: str, rows: pl.DataFrame) -> Any:
     empty, prompt = (encode_prompts(pipeline, [text], **size) for text in ("", rows["prompt"][0]))
     latents = predict_clean_latents(
         pipeline,
-        FirstStep(pipeline, rows["seed"].to_list(), **size),
+        FirstStep(pipeline, rows["seed"].to_list(), **size).latents,
         (empty, prompt),
         guidance_scale=sampling.guidance_scale,
         num_inference_steps=sampling.steps,

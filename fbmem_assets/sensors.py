@@ -22,7 +22,8 @@ from dagster import DefaultScheduleStatus, DefaultSensorStatus
 from fbmem_assets.partitions import checkpoint_partitions, partition_key, partitions_of, record_audit
 from fbmem_assets.resources import AuditStore
 from fbmem_assets.runs import PARTITION_TAG, end_dead_runs, is_running
-from fbmem_core.audit import Audit, dump_audit, load_audit
+from fbmem_core.audit import Audit
+from fbmem_core.audit_file import dump_audit, load_audit
 from fbmem_core.diffusion.checkpoint import Checkpoint, find_checkpoint, hub_revision, pipeline_files, stamp
 from fbmem_core.errors import FbmemError
 from fbmem_core.store.tables import digest

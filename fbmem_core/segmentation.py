@@ -129,8 +129,10 @@ def _torch_threads() -> Iterator[None]:
     import torch
 
     threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _open_session(model: str) -> Any:

@@ -20,6 +20,13 @@ settings.register_profile("fbmem", max_examples=15, deadline=None, derandomize=T
 settings.load_profile("fbmem")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """With `--dist loadgroup` tests of a file share a process, as do all that read the audit of the slice."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("audited" if "audited" in item.fixturenames else item.path.name))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Threads of small tensors wait for each other on a busy machine; some libraries set their number anew."""

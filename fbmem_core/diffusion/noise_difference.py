@@ -151,12 +151,13 @@ class FirstStep:
         difference = self.noise(condition, rows) - latents
         return scaled(difference.to(torch.promote_types(difference.dtype, torch.float32)))
 
-    def clean_latents(self, condition: Conditioning) -> Float[Tensor, "n c h w"]:
+    def clean_latents(self, condition: Conditioning, rows: Tensor | None = None) -> Float[Tensor, "n c h w"]:
         """Predicted x_0 = (x_T - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar), but for that last factor, float32.
 
         Gradients pass. The factor is left out because it is the same for all, and 0 where it ends in pure noise.
         """
-        return (self.latents - (1 - self.alpha_bar) ** 0.5 * self.predict_noise(condition)).float()
+        latents = self.latents if rows is None else self.latents[rows]
+        return (latents - (1 - self.alpha_bar) ** 0.5 * self.predict_noise(condition, rows)).float()
 
 
 def scaled(planes: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, predict
+from fbmem_core.diffusion.noise_difference import Conditioning, predict
 from fbmem_core.errors import InputError
 from fbmem_core.labels import Label
 
@@ -45,7 +45,7 @@ class SeedAgreement:
 @torch.no_grad()
 def predict_clean_latents(
     pipeline: DiffusionPipeline,
-    step: FirstStep,
+    latents: Float[Tensor, "n c h w"],
     conditions: tuple[Conditioning, Conditioning],
     *,
     guidance_scale: float,
@@ -56,7 +56,7 @@ def predict_clean_latents(
 
     Args:
         pipeline: Its U-Net and scheduler's settings are used.
-        step: Holds the initial latents of n seeds.
+        latents: x_T of n seeds, as `FirstStep` has them.
         conditions: Of the empty prompt and of the prompt, one each.
         guidance_scale: As in sampling; at most 1: none.
         num_inference_steps: Of the whole sampling.
@@ -65,11 +65,11 @@ def predict_clean_latents(
     from diffusers import DDIMScheduler
 
     if not 1 <= num_steps <= num_inference_steps:
-        cure = "Change `agreement.num_steps`."
+        cure = "Change `num_steps` of `agreement`, or of `fade`."
         raise InputError(f"1 to {num_inference_steps} steps", num_steps, cure=cure)
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     scheduler.set_timesteps(num_inference_steps)
-    latents, num = step.latents, len(step.latents)
+    num = len(latents)
     empty, prompt = (condition.repeat(num) for condition in conditions)
     both = Conditioning(
         torch.cat([empty.embeds, prompt.embeds]),

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -81,26 +81,28 @@ class Fade(NeuronMethod):
         return found[prompt_id]
 
     def _search_of(self, prompt_id: str, mattes: Mapping[int, Tensor]) -> _Search:
-        seeds = tuple(mattes)
-        model = _Model(self.evidence, self.layers, seeds, int(self.options["num_steps"]))
-        if seeds not in self._usual_of:
-            some = list(self.evidence.unmemorized)[: int(self.options["num_unmemorized"])]
-            check_number(len(some))
-            self._usual_of[seeds] = [model.clean_latents(model.encode(prompt)) for prompt in some]
-        condition = model.encode(self.evidence.prompts[prompt_id])
-        return _Search(model, condition, mattes, self._usual_of[seeds], self.options)
+        condition = self._model.encode(self.evidence.prompts[prompt_id])
+        return _Search(self._model, condition, mattes, self._usual, self.options)
 
     @cached_property
-    def _usual_of(self) -> dict[tuple[int, ...], list[Tensor]]:
-        """By seeds, x_0 of unmemorized prompts, [n, c, h, w] each."""
-        return {}
+    def _model(self) -> _Model:
+        seeds = sorted({seed for mattes in self.evidence.mattes.values() for seed in mattes})
+        return _Model(self.evidence, self.layers, seeds, int(self.options["num_steps"]))
+
+    @cached_property
+    def _usual(self) -> list[Tensor]:
+        """x_0 of unmemorized prompts, [seeds, c, h, w] each."""
+        some = list(self.evidence.unmemorized)[: int(self.options["num_unmemorized"])]
+        check_number(len(some))
+        model = self._model
+        return [model.clean_latents(model.encode(prompt), torch.arange(len(model.seeds))) for prompt in some]
 
 
 class _Model:
-    """A pipeline at the first steps of some seeds. Neurons have numbers, through all layers."""
+    """A pipeline at the first steps of some seeds. Neurons have numbers, through all layers; rows are of `seeds`."""
 
     def __init__(self, evidence: Evidence, layers: Sequence[str], seeds: Sequence[int], num_steps: int) -> None:
-        self._evidence = evidence
+        self._evidence, self.seeds = evidence, list(seeds)
         self._size: dict[str, Any] = {"height": evidence.height, "width": evidence.width}
         self.first = FirstStep(evidence.pipeline, seeds, num_steps=evidence.num_steps, **self._size)
         self.unet = self.first.unet
@@ -113,12 +115,14 @@ class _Model:
         """Its text condition, alone."""
         return encode_prompts(self._evidence.pipeline, [prompt], **self._size)
 
-    def clean_latents(self, condition: Conditioning, off: Iterable[int] = ()) -> Float[Tensor, "n c h w"]:
+    def clean_latents(
+        self, condition: Conditioning, rows: Int64[Tensor, " n"], off: Iterable[int] = ()
+    ) -> Float[Tensor, "n c h w"]:
         """x_0 after some steps of guided sampling, with these neurons off."""
         with scale_neurons(self.unet, self.scales(off)):
             return predict_clean_latents(
                 self._evidence.pipeline,
-                self.first,
+                self.first.latents[rows],
                 (self._empty, condition),
                 guidance_scale=self._evidence.guidance_scale,
                 num_inference_steps=self._evidence.num_inference_steps,
@@ -138,7 +142,7 @@ class _Model:
 
 
 class _Search:
-    """The search for one prompt's neurons."""
+    """The search for one prompt's neurons, over the n seeds that have mattes."""
 
     def __init__(
         self,
@@ -149,82 +153,99 @@ class _Search:
         options: Mapping[str, float],
     ) -> None:
         self.model, self.condition, self.options = model, condition, options
+        self._rows = torch.tensor([model.seeds.index(seed) for seed in mattes])
         latents = model.first.latents
         inside = F.adaptive_avg_pool2d(
             torch.stack(list(mattes.values())).float(), (latents.shape[-2], latents.shape[-1])
         ).to(latents.device)
         self.regions = (inside, 1 - inside)
-        self.memory = model.clean_latents(condition)
+        self.memory = model.clean_latents(condition, self._rows)
         with torch.no_grad():
-            self.first_memory = model.first.clean_latents(condition)
+            self._first_memory = model.first.clean_latents(condition, self._rows)
+        usual = [latents[self._rows] for latents in usual]
         of_usual = torch.stack([self.agreement(latents).mean(dim=0) for latents in usual]).double()
-        self.level = of_usual.mean(dim=0) + options["detection"] * of_usual.std(dim=0)
+        level = of_usual.mean(dim=0) + options["detection"] * of_usual.std(dim=0)
         likeness = torch.stack([self.likeness(latents, self.memory) for latents in usual]).mean(dim=(0, 1))
         self.target = likeness + options["target"] * (1 - likeness)
+        agreement = self.agreement(self.memory)
+        self.remembered = (agreement > level) & (agreement.mean(dim=0) > level)
 
     def neurons(self) -> NeuronSet:
-        """Steps 1 to 3."""
-        agreement = self.agreement(self.memory)
-        first = remembered = (agreement > self.level) & (agreement.mean(dim=0) > self.level)
+        """Steps 2 and 3."""
+        left = self.remembered
         chosen: list[int] = []
         most = int(self.options["max_neurons"])
-        while remembered.any() and len(chosen) < most:
+        while left.any() and len(chosen) < most:
             size = min(max(_FIRST, int(_GROWTH * len(chosen))), most - len(chosen))
-            head = self._rank(remembered, chosen)[:size]
-            remembered = self.remembered(chosen + head, first)
-            chosen += head if remembered.any() else head[: self._shortest(chosen, head, first)]
+            head, before = self._rank(left, chosen)[:size], left
+            left = self.left_without(chosen + head, before)
+            chosen += head if left.any() else head[: self._shortest(chosen, head, before)]
         return self.model.named(chosen)
 
-    def _rank(self, remembered: Bool[Tensor, "n regions"], off: Sequence[int]) -> list[int]:
+    def _rank(self, left: Bool[Tensor, "n regions"], off: Sequence[int]) -> list[int]:
         """The neurons that are on, those first that the likeness rests on most."""
-        unet = self.model.unet
+        seeds = left.any(dim=1)
         total = torch.zeros(sum(self.model.sizes.values()))
         for on in _SCALES:
             scales = {layer: scale.requires_grad_() for layer, scale in self.model.scales(off, on).items()}
-            with torch.enable_grad(), frozen(unet), scale_neurons(unet, scales):
-                latents = self.model.first.clean_latents(self.condition)
-                likeness = self.likeness(latents, self.first_memory)[remembered].mean()
+            with torch.enable_grad(), frozen(self.model.unet), scale_neurons(self.model.unet, scales):
+                latents = self.model.first.clean_latents(self.condition, self._rows[seeds])
+                likeness = self.likeness(latents, self._first_memory, seeds)[left[seeds]].mean()
                 gradients = torch.autograd.grad(likeness, list(scales.values()))
             total += torch.cat([gradient.float().cpu() for gradient in gradients])
         total[list(off)] = -torch.inf
         return total.argsort(descending=True).tolist()[: len(total) - len(off)]
 
-    def _shortest(self, chosen: Sequence[int], head: Sequence[int], first: Bool[Tensor, "n regions"]) -> int:
+    def _shortest(self, chosen: Sequence[int], head: Sequence[int], before: Bool[Tensor, "n regions"]) -> int:
         """How much of a head that is enough is needed, by bisection."""
         short, enough = 0, len(head)
         while enough - short > 1:
             middle = (short + enough) // 2
-            is_short = self.remembered([*chosen, *head[:middle]], first).any()
+            is_short = self.left_without([*chosen, *head[:middle]], before).any()
             short, enough = (middle, enough) if is_short else (short, middle)
         return enough
 
-    def remembered(self, off: Sequence[int], first: Bool[Tensor, "n regions"]) -> Bool[Tensor, "n regions"]:
-        """What is left of what was remembered first, with these neurons off."""
-        likeness = self.likeness(self.model.clean_latents(self.condition, off), self.memory)
-        return first & (likeness >= self.target)
+    def left_without(self, off: Sequence[int], before: Bool[Tensor, "n regions"]) -> Bool[Tensor, "n regions"]:
+        """What is remembered with these neurons off: by the seeds of `before`, by others where those have forgotten."""
+        asked = before.any(dim=1)
+        left = self._left(off, asked)
+        return left if left.any() else self._left(off, self.remembered.any(dim=1) & ~asked)
+
+    def _left(self, off: Sequence[int], seeds: Bool[Tensor, " n"]) -> Bool[Tensor, "n regions"]:
+        left = torch.zeros_like(self.remembered)
+        if seeds.any():
+            latents = self.model.clean_latents(self.condition, self._rows[seeds], off)
+            left[seeds] = self.remembered[seeds] & (self.likeness(latents, self.memory, seeds) >= self.target)
+        return left
 
     def agreement(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n regions"]:
         """A_ir."""
         itself = torch.eye(len(latents), dtype=torch.bool, device=latents.device)
-        each = [regional_cosine(latents, latents, region).masked_fill(itself, -1.0) for region in self.regions]
+        each = [regional_cosine(latents, latents, region, region).masked_fill(itself, -1.0) for region in self.regions]
         return torch.stack([cosines.amax(dim=1) for cosines in each], dim=1)
 
     def likeness(
-        self, latents: Float[Tensor, "n c h w"], memory: Float[Tensor, "n c h w"]
-    ) -> Float[Tensor, "n regions"]:
-        """L_ir."""
-        each = [regional_cosine(latents, memory, region) for region in self.regions]
+        self,
+        latents: Float[Tensor, "m c h w"],
+        memory: Float[Tensor, "n c h w"],
+        seeds: Bool[Tensor, " n"] | slice = slice(None),
+    ) -> Float[Tensor, "m regions"]:
+        """L_ir of the latents of some seeds, all by default."""
+        each = [regional_cosine(latents, memory, region[seeds], region) for region in self.regions]
         return torch.stack([cosines.amax(dim=1) for cosines in each], dim=1)
 
 
 def regional_cosine(
-    x: Float[Tensor, "n c h w"], y: Float[Tensor, "n c h w"], weights: Float[Tensor, "n 1 h w"]
-) -> Float[Tensor, "n n"]:
+    x: Float[Tensor, "m c h w"],
+    y: Float[Tensor, "n c h w"],
+    of_x: Float[Tensor, "m 1 h w"],
+    of_y: Float[Tensor, "n 1 h w"],
+) -> Float[Tensor, "m n"]:
     """The cosine of each x with each y over a region, from -1 to 1; 0 where there is none. Gradients pass.
 
-    A pair is weighted by the mean of its two seeds' regions: w = (w_i + w_j) / 2.
+    A pair is weighted by the mean of its two regions: w = (w_i + w_j) / 2.
     """
-    weight = (weights[:, None] + weights[None]) / 2
+    weight = (of_x[:, None] + of_y[None]) / 2
     dot, xx, yy = (
         (product * weight).sum(dim=(2, 3, 4)) for product in (x[:, None] * y[None], (x * x)[:, None], (y * y)[None])
     )

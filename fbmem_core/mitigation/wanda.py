@@ -76,14 +76,15 @@ class Wanda(Method):
     def _input_norms(self, prompts: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """||X||_2 of each input feature, by layer [in], over these prompts and over the empty one."""
         known = self.evidence
-        step = FirstStep(known.pipeline, known.seeds, height=known.height, width=known.width, num_steps=known.num_steps)
-        conditions = encode_prompts(known.pipeline, ["", *prompts], height=known.height, width=known.width)
+        size: dict[str, Any] = {"height": known.height, "width": known.width}
+        latents = FirstStep(known.pipeline, known.seeds, num_steps=known.num_steps, **size).latents
+        conditions = encode_prompts(known.pipeline, ["", *prompts], **size)
         num_steps = math.ceil(self.options["early"] * known.num_inference_steps)
 
         def run(condition: Conditioning) -> None:
             predict_clean_latents(
                 known.pipeline,
-                step,
+                latents,
                 (condition, condition),
                 guidance_scale=1.0,
                 num_inference_steps=known.num_inference_steps,

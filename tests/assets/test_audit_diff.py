@@ -7,7 +7,7 @@ import yaml
 from fbmem_assets.definitions import assets, checks
 from fbmem_assets.partitions import record_audit
 from fbmem_assets.resources import AuditStore
-from fbmem_core.audit import load_audit
+from fbmem_core.audit_file import load_audit
 from fbmem_core.diffusion.checkpoint import Checkpoint
 from fbmem_core.store.tables import Store
 from fbmem_core.store.warehouse import query

@@ -37,7 +37,7 @@ def test_the_make_targets_of_the_readme_exist(command):
 
 
 def test_the_audit_file_of_the_readme_is_valid(tmp_path, tiny_checkpoint):
-    from fbmem_core.audit import load_audit
+    from fbmem_core.audit_file import load_audit
 
     text = "".join(re.findall(r"```yaml\n(.+?)```", README, flags=re.DOTALL))  # the sections add to the first file
     (tmp_path / "models").mkdir()

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from fbmem_core.audit import Audit, dump_audit, load_audit
+from fbmem_core.audit import Audit
+from fbmem_core.audit_file import dump_audit, load_audit
 from fbmem_core.errors import InputError
 
 MINIMAL = {"name": "mine", "checkpoint": "model", "prompts": "prompts.csv", "references": "references"}

@@ -51,19 +51,18 @@ def test_a_copied_foreground_that_has_no_outlier_neurons_gets_some_and_a_public_
 
 def test_with_its_neurons_off_no_seed_comes_to_what_it_remembered(evidence, fade):
     search = fade._search_of("gormund-0", evidence.mattes["gormund-0"])
-    remembered = search.agreement(search.memory) > search.level
-    assert remembered[:, 0].all()  # the foreground, by every seed
+    assert search.remembered[:, 0].all()  # the foreground, by every seed
     assert (search.likeness(search.memory, search.memory) > 0.999).all()
     with scale_neurons(evidence.pipeline.unet, fade.intervention("gormund-0").factors):
-        likeness = search.likeness(search.model.clean_latents(search.condition), search.memory)
-    assert (likeness[remembered] < search.target.expand_as(likeness)[remembered]).all()
+        likeness = search.likeness(search.model.clean_latents(search.condition, torch.arange(3)), search.memory)
+    assert (likeness < search.target)[search.remembered].all()
 
 
 @pytest.mark.parametrize("needed", [9, 10, 13, 16])
 def test_of_the_last_neurons_as_few_as_are_enough_are_switched_off(evidence, fade, monkeypatch, needed):
     search = fade._search_of("gormund-0", evidence.mattes["gormund-0"])
-    monkeypatch.setattr(search, "remembered", lambda off, first: first if len(off) < needed else ~first)
-    assert 8 + search._shortest(range(8), range(8, 16), torch.tensor([True])) == needed
+    monkeypatch.setattr(search, "left_without", lambda off, before: before & (len(off) < needed))
+    assert 8 + search._shortest(range(8), range(8, 16), search.remembered) == needed
 
 
 def test_every_prompt_of_a_cluster_gets_the_neurons_of_all(evidence, fade):
@@ -94,10 +93,10 @@ def test_the_cosine_is_1_for_the_same_latents_and_looks_at_its_region_alone():
     torch.manual_seed(0)
     latents, weights = torch.randn(1, 4, 8, 8).repeat(3, 1, 1, 1), torch.zeros(3, 1, 8, 8)
     weights[..., :4] = 1
-    assert torch.allclose(regional_cosine(latents, latents, weights), torch.ones(3, 3), atol=1e-6)
+    assert torch.allclose(regional_cosine(latents, latents, weights, weights), torch.ones(3, 3), atol=1e-6)
     latents[..., 4:] = torch.randn(3, 4, 8, 4)
-    assert torch.allclose(regional_cosine(latents, latents, weights), torch.ones(3, 3), atol=1e-6)
-    others = regional_cosine(latents, latents, 1 - weights)
+    assert torch.allclose(regional_cosine(latents, latents, weights, weights), torch.ones(3, 3), atol=1e-6)
+    others = regional_cosine(latents, latents, 1 - weights, 1 - weights)
     assert others.diagonal().tolist() == pytest.approx([1.0] * 3, abs=1e-6)
     assert others[0, 1:].max() < 0.5
 
@@ -107,8 +106,8 @@ def test_the_cosine_of_a_pair_is_that_over_the_mean_of_both_regions():
     (x, y), weights = torch.randn(2, 3, 4, 6, 6), torch.rand(3, 1, 6, 6)
     weight = ((weights[0] + weights[2]) / 2).sqrt()
     expected = torch.cosine_similarity((x[0] * weight).flatten(), (y[2] * weight).flatten(), dim=0)
-    assert regional_cosine(x, y, weights)[0, 2].item() == pytest.approx(expected.item(), abs=1e-6)
-    assert torch.equal(regional_cosine(x, y, torch.zeros(3, 1, 6, 6)), torch.zeros(3, 3))
+    assert regional_cosine(x, y[1:], weights, weights[1:])[0, 1].item() == pytest.approx(expected.item(), abs=1e-6)
+    assert torch.equal(regional_cosine(x, y, *torch.zeros(2, 3, 1, 6, 6)), torch.zeros(3, 3))
 
 
 def test_agreement_counts_the_nearest_other_seed_and_likeness_the_nearest_of_all(evidence, fade):

@@ -73,7 +73,7 @@ def test_clean_latents_of_the_last_step_are_the_image_that_is_sampled(tiny_check
     conditions = tuple(encode_prompts(pipeline, [text], **SIZE) for text in ("", "a red circle"))
     step = FirstStep(pipeline, [0, 1], **SIZE)
     settings = {"guidance_scale": 3.0, "num_inference_steps": 3}
-    found = predict_clean_latents(pipeline, step, conditions, num_steps=3, **settings)
+    found = predict_clean_latents(pipeline, step.latents, conditions, num_steps=3, **settings)
     sampled = pipeline(
         prompt=["a red circle"] * 2,
         generator=[torch.Generator().manual_seed(seed) for seed in (0, 1)],
@@ -87,4 +87,4 @@ def test_clean_latents_of_the_last_step_are_the_image_that_is_sampled(tiny_check
     first = pipeline.scheduler.alphas_cumprod[0].sqrt()
     assert torch.nn.functional.cosine_similarity(found[-1].flatten(1), sampled.flatten(1)).min() > first - 0.01
     with pytest.raises(InputError, match="Expected 1 to 3 steps, but got 4"):
-        predict_clean_latents(pipeline, step, conditions, num_steps=4, **settings)
+        predict_clean_latents(pipeline, step.latents, conditions, num_steps=4, **settings)
