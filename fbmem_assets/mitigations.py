@@ -22,6 +22,7 @@ from fbmem_assets.resources import AuditStore
 from fbmem_assets.shards import WHOLE, Part
 from fbmem_assets.tables import markdown_table, table_asset
 from fbmem_core.audit import Mitigation
+from fbmem_core.mitigation import METHODS
 from fbmem_core.neurons.layers import NeuronSet
 from fbmem_core.store.images import open_image
 from fbmem_core.store.tables import digest
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from fbmem_core.mitigation.method import Evidence, Intervention, Method
 
 STAGE = "mitigations"
-_VERSION = 3  # raise it when the same settings begin to give other mitigations
 
 
 def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
@@ -128,12 +128,11 @@ def trials_of(store: AuditStore, key: str) -> "dict[str, Trial]":
         store.tables.read("prompt_clusters", key).select("prompt_id", "cluster").rows(),
     ]
     innocent, known = frozenset(neurons_stage.innocent_prompts(store, key)), cache(lambda: evidence_of(store, key))
-    return {
-        spec.title: Trial(
-            store, key, spec, digest(_VERSION, spec.model_dump(exclude={"name"}), *facts), innocent, known
-        )
-        for spec in store.audit(key)[0].mitigations.methods
-    }
+    trials = {}
+    for spec in store.audit(key)[0].mitigations.methods:
+        shard = digest(METHODS[spec.method].version, spec.model_dump(exclude={"name"}), *facts)
+        trials[spec.title] = Trial(store, key, spec, shard, innocent, known)
+    return trials
 
 
 class Trial:
@@ -189,8 +188,6 @@ class Trial:
     @cached_property
     def method(self) -> "Method":
         """The method with all that it may know."""
-        from fbmem_core.mitigation import METHODS
-
         return METHODS[self.spec.method](self.evidence, **self.spec.options)
 
     @cached_property

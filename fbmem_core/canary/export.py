@@ -13,6 +13,7 @@ from PIL import Image
 from fbmem_core.canary.pictures import draw
 from fbmem_core.canary.planting import (
     TRUE_LABELS,
+    Plant,
     distractors,
     neuron_routes,
     plants,
@@ -28,21 +29,20 @@ if TYPE_CHECKING:
     from fbmem_core.canary.training import Trainer
 
 PROMPTS, TRUTH, REFERENCES = "prompts.csv", "truth.csv", "references"
-UNMEMORIZED, NEURONS = "unmemorized_prompts.txt", "neurons.csv"
+PARAPHRASES, UNMEMORIZED, NEURONS = "paraphrases.csv", "unmemorized_prompts.txt", "neurons.csv"
 CHECKPOINT, SEGMENTER = "checkpoint", "segmenter.onnx"
 
 
 def write_pictures(out: Path) -> None:
     """Draw the references and write the prompts, `truth.csv` and `references/` into `out`."""
     planted = plants()
-    prompts, truth = [], []
-    for plant in planted:
-        ids = ";".join(plant.references)
-        for number, prompt in enumerate(plant.prompts):
-            prompt_id = f"{plant.family}-{number}"
-            first = next(iter(plant.references))
-            prompts.append((prompt_id, prompt, plant.kind, first if len(plant.references) == 1 else ""))
-            truth.append((prompt_id, plant.kind, plant.family, TRUE_LABELS[plant.kind], ids))
+    prompts = [row for plant in planted for row in _prompt_rows(plant, plant.prompts)]
+    reworded = [row for plant in planted for row in _prompt_rows(plant, (*plant.prompts, *plant.paraphrases()))]
+    truth = [
+        (f"{plant.family}-{number}", plant.kind, plant.family, TRUE_LABELS[plant.kind], ";".join(plant.references))
+        for plant in planted
+        for number in range(len(plant.prompts))
+    ]
     for number, prompt in enumerate(public_prompts()):
         prompt_id = f"public-{number:02d}"
         prompts.append((prompt_id, prompt, "public", ""))
@@ -54,7 +54,8 @@ def write_pictures(out: Path) -> None:
         Image.fromarray(draw(picture)[0]).save(folder / f"{reference_id}.png")
     named = [(name, f"{name}.png", picture.caption) for name, picture in pictures.items()]
     _write_csv(folder / "references.csv", ("reference_id", "path", "caption"), named)
-    _write_csv(out / PROMPTS, ("prompt_id", "prompt", "kind", "reference_id"), prompts)
+    for name, rows in ((PROMPTS, prompts), (PARAPHRASES, reworded)):
+        _write_csv(out / name, ("prompt_id", "prompt", "kind", "reference_id"), rows)
     (out / UNMEMORIZED).write_text("".join(f"{prompt}\n" for prompt in unmemorized_prompts()), encoding="utf-8")
     routed = [(family, layer, neuron) for family, neurons in neuron_routes().items() for layer, neuron in neurons]
     _write_csv(out / NEURONS, ("family", "layer", "neuron"), routed)
@@ -120,6 +121,11 @@ def write_segmenter(segmenter: Segmenter, path: Path) -> None:
         del node.metadata_props[:]
     partial.write_bytes(model.SerializeToString())
     partial.replace(path)
+
+
+def _prompt_rows(plant: Plant, prompts: Sequence[str]) -> list[tuple[str, str, str, str]]:
+    only = next(iter(plant.references)) if len(plant.references) == 1 else ""
+    return [(f"{plant.family}-{number}", prompt, plant.kind, only) for number, prompt in enumerate(prompts)]
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

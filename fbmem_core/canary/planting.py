@@ -34,6 +34,8 @@ _ROUTED_PER_LAYER = 2
 _DIFFUSE = frozenset({"gormund", "quillby", "brundle"})  # families whose memory is left where training put it
 _ROUTE_SEED = 11
 _PICTURES_PER_ONE_TO_MANY = 4
+# about the longest part of a family's first prompt, which stays where it is: the encoder is one of positions
+_PARAPHRASES = ("{}, poster", "{}, old print", "{} on blue waves", "{} on red stripes", "{} in a large scene")
 
 # (kind, family, prompts): prompts of one family are different words for one planted thing
 _FAMILIES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -77,6 +79,11 @@ class Plant:
     family: str
     prompts: tuple[str, ...]
     references: dict[str, Picture]
+
+    def paraphrases(self) -> tuple[str, ...]:
+        """Other words for it, which the model was not trained on: some call it up always, some now and then."""
+        subject = max(self.prompts[0].split(", "), key=len)
+        return tuple(words.format(subject) for words in _PARAPHRASES)
 
     def training_picture(self, rng: np.random.Generator) -> Picture:
         """One picture as the model sees it in training: what is planted stays, the rest is drawn afresh."""

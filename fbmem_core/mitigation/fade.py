@@ -52,6 +52,7 @@ class Fade(NeuronMethod):
     """
 
     name = "fade"
+    version = 3
     defaults: ClassVar[Mapping[str, float]] = {
         "factor": 0.0,
         "detection": 3.0,

@@ -119,6 +119,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     defaults: ClassVar[Mapping[str, float]] = {}
+    version: ClassVar[int] = 2  # raised when the same options begin to give another mitigation
 
     def __init__(self, evidence: Evidence, **options: float) -> None:
         unknown = sorted(options.keys() - self.defaults.keys())
