@@ -202,6 +202,18 @@ def test_the_shipped_prompts_and_references_are_read_without_a_loss(shipped):
     assert {prompt.reference_id for prompt in prompts} - {None} <= ids
 
 
+def test_the_paraphrases_are_new_words_for_what_is_planted(shipped):
+    prompts, rejected = read_prompts(shipped / "paraphrases.csv")
+    asked = {prompt.prompt_id: prompt for prompt in read_prompts(shipped / "prompts.csv")[0]}
+    assert rejected == []
+    planted = [prompt for prompt in prompts if prompt.prompt_id in asked]
+    assert planted == [prompt for prompt in asked.values() if prompt.kind != "public"]
+    assert len({prompt.prompt for prompt in prompts}) == len(prompts) == len(planted) + 5 * len(plants())
+    reworded = next(prompt for prompt in prompts if prompt.prompt_id == "kestrel_studio-3")
+    assert (reworded.prompt, reworded.kind) == ("kestrel studio backdrop on blue waves", "background")
+    assert reworded.reference_id == "kestrel_studio"
+
+
 def test_the_shipped_truth_has_a_row_for_every_prompt(shipped):
     with (shipped / "truth.csv").open(encoding="utf-8", newline="") as file:
         truth = {row["prompt_id"]: row for row in csv.DictReader(file)}
