@@ -18,7 +18,7 @@ audit: $(BIN)/.installed ## audit the shipped canary and print its label table (
 	$(BIN)/fbmem audit $(AUDIT)
 
 test: $(BIN)/.installed-dev ## run the tests
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 dev: $(BIN)/.installed ## open the Dagster UI on http://localhost:3000
 	$(BIN)/fbmem register $(AUDIT)

@@ -6,6 +6,8 @@ import warnings
 # before anything imports huggingface_hub, which reads it once: no test may wait for a network
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# threads of small tensors wait for each other, and tests run side by side; before anything imports torch
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
@@ -20,16 +22,9 @@ settings.register_profile("fbmem", max_examples=15, deadline=None, derandomize=T
 settings.load_profile("fbmem")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """With `--dist loadgroup` tests of a file share a process, as do all that read the audit of the slice."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("audited" if "audited" in item.fixturenames else item.path.name))
-
-
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Threads of small tensors wait for each other on a busy machine; some libraries set their number anew."""
+    """Some libraries set the number of threads anew."""
     torch.set_num_threads(1)
 
 

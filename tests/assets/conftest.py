@@ -1,13 +1,15 @@
 """A slice of the shipped canary: few prompts, few references, the real model and the real segmenter."""
 
 import csv
+import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from filelock import FileLock
 from PIL import Image
 from polars.testing import assert_frame_equal
 
@@ -111,11 +113,16 @@ def _audit(file: Path, store: Path, *options: str) -> Run:
 
 
 @pytest.fixture(scope="session")
-def audited(tmp_path_factory):
-    """(store, audit file, finished call) of one whole audit of the slice; tests only read it."""
-    folder = tmp_path_factory.mktemp("audited")
-    file = make_slice(folder / "slice", mitigations=MITIGATIONS, quality={"metrics": ["brisque", "clip"]})
-    return folder / "store", file, _audit(file, folder / "store")
+def audited(tmp_path_factory, request):
+    """(store, audit file, finished call) of one whole audit of the slice; tests only read it, on whatever process."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if hasattr(request.config, "workerinput") else folder) / "audited"
+    file, call = folder / "slice" / "slice.yaml", folder / "call.json"
+    with FileLock(f"{folder}.lock"):
+        if not call.is_file():
+            make_slice(file.parent, mitigations=MITIGATIONS, quality={"metrics": ["brisque", "clip"]})
+            call.write_text(json.dumps(asdict(_audit(file, folder / "store"))))
+    return folder / "store", file, Run(**json.loads(call.read_text()))
 
 
 @pytest.fixture(scope="session")
