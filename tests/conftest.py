@@ -22,6 +22,12 @@ settings.register_profile("fbmem", max_examples=15, deadline=None, derandomize=T
 settings.load_profile("fbmem")
 
 
+def pytest_collection_modifyitems(items):
+    """Files that read the audit of the slice come after others, but for the one that makes it; the small ones last."""
+    readers = list(dict.fromkeys(item.path for item in items if "audited" in item.fixturenames))[1:]
+    items.sort(key=lambda item: (item.path.parent.name == "core", item.path in readers))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Some libraries set the number of threads anew."""
