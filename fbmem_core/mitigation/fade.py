@@ -154,8 +154,8 @@ class _Search:
         options: Mapping[str, float],
     ) -> None:
         self.model, self.condition, self.options = model, condition, options
-        self._rows = torch.tensor([model.seeds.index(seed) for seed in mattes])
         latents = model.first.latents
+        self._rows = torch.tensor([model.seeds.index(seed) for seed in mattes], device=latents.device)
         inside = F.adaptive_avg_pool2d(
             torch.stack(list(mattes.values())).float(), (latents.shape[-2], latents.shape[-1])
         ).to(latents.device)
