@@ -1,5 +1,7 @@
 """Audit files: what is accepted, and one-line errors that name file, key and cure."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -7,6 +9,7 @@ from fbmem_core.audit import Audit
 from fbmem_core.audit_file import dump_audit, load_audit
 from fbmem_core.errors import InputError
 
+SHIPPED = sorted((Path(__file__).parents[2] / "data" / "audits").glob("*.yaml"))
 MINIMAL = {"name": "mine", "checkpoint": "model", "prompts": "prompts.csv", "references": "references"}
 
 
@@ -286,3 +289,12 @@ def test_mitigations_are_named_with_their_options(folder):
 )
 def test_a_mitigation_that_cannot_be_tried_is_one_line(folder, methods, message):
     assert message in error_of(write(folder, mitigations={"methods": methods}))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_the_shipped_audit_files_are_valid_and_named_by_their_audits(file):
+    assert load_audit(file).name == file.stem
+
+
+def test_the_audit_file_of_make_audit_ships():
+    assert "canary" in [file.stem for file in SHIPPED]
