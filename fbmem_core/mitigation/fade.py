@@ -178,9 +178,9 @@ class _Search:
         most = int(self.options["max_neurons"])
         while left.any() and len(chosen) < most:
             size = min(max(_FIRST, int(_GROWTH * len(chosen))), most - len(chosen))
-            head, before = self._rank(left, chosen)[:size], left
-            left = self.left_without(chosen + head, before)
-            chosen += head if left.any() else head[: self._shortest(chosen, head, before)]
+            head = self._rank(left, chosen)[:size]
+            left = self.left_without(chosen + head)
+            chosen += head if left.any() else head[: self._shortest(chosen, head)]
         return self.model.named(chosen)
 
     def _rank(self, left: Bool[Tensor, "n regions"], off: Sequence[int]) -> list[int]:
@@ -197,27 +197,19 @@ class _Search:
         total[list(off)] = -torch.inf
         return total.argsort(descending=True).tolist()[: len(total) - len(off)]
 
-    def _shortest(self, chosen: Sequence[int], head: Sequence[int], before: Bool[Tensor, "n regions"]) -> int:
+    def _shortest(self, chosen: Sequence[int], head: Sequence[int]) -> int:
         """How much of a head that is enough is needed, by bisection."""
         short, enough = 0, len(head)
         while enough - short > 1:
             middle = (short + enough) // 2
-            is_short = self.left_without([*chosen, *head[:middle]], before).any()
+            is_short = self.left_without([*chosen, *head[:middle]]).any()
             short, enough = (middle, enough) if is_short else (short, middle)
         return enough
 
-    def left_without(self, off: Sequence[int], before: Bool[Tensor, "n regions"]) -> Bool[Tensor, "n regions"]:
-        """What is remembered with these neurons off: by the seeds of `before`, by others where those have forgotten."""
-        asked = before.any(dim=1)
-        left = self._left(off, asked)
-        return left if left.any() else self._left(off, self.remembered.any(dim=1) & ~asked)
-
-    def _left(self, off: Sequence[int], seeds: Bool[Tensor, " n"]) -> Bool[Tensor, "n regions"]:
-        left = torch.zeros_like(self.remembered)
-        if seeds.any():
-            latents = self.model.clean_latents(self.condition, self._rows[seeds], off)
-            left[seeds] = self.remembered[seeds] & (self.likeness(latents, self.memory, seeds) >= self.target)
-        return left
+    def left_without(self, off: Sequence[int]) -> Bool[Tensor, "n regions"]:
+        """What is remembered still with these neurons off."""
+        latents = self.model.clean_latents(self.condition, self._rows, off)
+        return self.remembered & (self.likeness(latents, self.memory) >= self.target)
 
     def agreement(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n regions"]:
         """A_ir."""

@@ -61,8 +61,8 @@ def test_with_its_neurons_off_no_seed_comes_to_what_it_remembered(evidence, fade
 @pytest.mark.parametrize("needed", [9, 10, 13, 16])
 def test_of_the_last_neurons_as_few_as_are_enough_are_switched_off(evidence, fade, monkeypatch, needed):
     search = fade._search_of("gormund-0", evidence.mattes["gormund-0"])
-    monkeypatch.setattr(search, "left_without", lambda off, before: before & (len(off) < needed))
-    assert 8 + search._shortest(range(8), range(8, 16), search.remembered) == needed
+    monkeypatch.setattr(search, "left_without", lambda off: search.remembered & (len(off) < needed))
+    assert 8 + search._shortest(range(8), range(8, 16)) == needed
 
 
 def test_every_prompt_of_a_cluster_gets_the_neurons_of_all(evidence, fade):
