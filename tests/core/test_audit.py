@@ -213,7 +213,7 @@ def test_an_audit_cannot_be_changed(folder):
         ({"similarity": {"floor": 1.5}}, ["Expected similarity.floor to be less than or equal to 1", "`1.5`"]),
         ({"similarity": {"device": "gpu"}}, ["Expected similarity.device", "`gpu`", "Change `similarity.device`."]),
         ({"similarity": {"beta": 0.5}}, ["Expected similarity.beta to be less than 0.5", "`0.5`"]),
-        ({"similarity": {"masking": "mask"}}, ["Expected similarity.masking.0 to be 'masked' or 'composite'", "`mask`"]),
+        ({"similarity": {"masking": "mask"}}, ["similarity.masking.0 to be 'masked' or 'composite'", "`mask`"]),
         ({"similarity": {"rule": []}}, ["Expected similarity.rule", "at least 1 item", "Change `similarity.rule`."]),
         ({"prompts": "no.csv"}, ["Expected prompts to be an existing path", "`no.csv`", "Mend `prompts`: paths are"]),
         ({"references": "no"}, ["Expected references to be an existing path", "`no`", "Mend `references`"]),
