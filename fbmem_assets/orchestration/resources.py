@@ -5,16 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 import dagster as dg
-from tqdm import tqdm
 
 from fbmem_assets.orchestration.partitions import registered_audit
 from fbmem_assets.orchestration.runs import HOLDER_TAG, PARTITION_TAG
@@ -38,9 +36,7 @@ store_option = click.option(
     show_default=True,
     help="Folder or URL (s3://bucket/path) of everything that is produced.",
 )
-_LOG_EVERY_SECONDS = 30.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-T = TypeVar("T")
 
 
 class AuditStore(dg.ConfigurableResource):
@@ -89,6 +85,7 @@ def _pipeline(checkpoint: Checkpoint, dtype: str, device: str, allow_pickle: boo
     from fbmem_core.diffusion.checkpoint import load_pipeline
 
     _keep_freed_memory()
+    _silence_bars()
     return load_pipeline(checkpoint, dtype=dtype, device=device, allow_pickle=allow_pickle)
 
 
@@ -103,31 +100,18 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
+def _silence_bars() -> None:
+    """The bars of the libraries that load a model stand over fbmem's own."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
 @lru_cache(maxsize=1)
 def segmenter_of(model: str) -> Segmenter:
     """The opened segmenter, once per process."""
     from fbmem_core.inputs.segmentation import Segmenter
 
     return Segmenter(model)
-
-
-def track(
-    context: dg.AssetExecutionContext | dg.OpExecutionContext,
-    items: Iterable[T],
-    *,
-    what: str,
-    total: int | None = None,
-) -> Iterator[T]:
-    """Pass `items` on, with a bar on the terminal and a line with the time left in Dagster's log every 30 seconds.
-
-    `total` is needed where `items` has no length.
-    """
-    total = total or (len(items) if isinstance(items, Sized) else None)
-    started = logged = time.monotonic()
-    for done, item in enumerate(tqdm(items, total=total, desc=what, unit="", mininterval=1.0), start=1):
-        yield item
-        now = time.monotonic()
-        if now - logged >= _LOG_EVERY_SECONDS:
-            logged = now
-            left = f", about {(now - started) / done * (total - done):.0f} s left" if total else ""
-            context.log.info(f"{what}: {done} of {total or '?'}{left}")

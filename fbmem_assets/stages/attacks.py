@@ -10,7 +10,8 @@ import polars as pl
 from PIL import Image
 
 from fbmem_assets.orchestration.arms import BASELINE, MITIGATED
-from fbmem_assets.orchestration.resources import AuditStore, segmenter_of, track
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore, segmenter_of
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
 from fbmem_assets.stages.labels import summary_labels
 from fbmem_assets.stages.masks import usable_references

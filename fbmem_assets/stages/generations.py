@@ -8,8 +8,9 @@ import polars as pl
 from PIL import Image
 
 from fbmem_assets.orchestration.arms import BASELINE, Arm
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.checks import Verdict, all_there, table_check
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import WHOLE, Part
 from fbmem_assets.orchestration.tables import picture, table_asset, table_result
 from fbmem_core.audit.config import UNMITIGATED, Audit
@@ -36,24 +37,28 @@ def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) 
     )
 
 
-@table_asset(table="generations", stage=STAGE, deps=["prompt_set"], kinds={"torch"}, work=_sample_part)
+@table_asset(
+    table="generations",
+    stage=STAGE,
+    deps=["prompt_set", "reference_images"],  # an audit without a usable reference ends before it samples
+    kinds={"torch"},
+    shards=BASELINE.shard,
+    work=_sample_part,
+)
 def generations(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (prompt_id, seed). An image that is already there is kept; the rest is sampled, saved one by one."""
     key = context.partition_key
     return write_generations(store, key, BASELINE, _wanted(store, key, WHOLE))
 
 
-@dg.asset_check(asset=generations, partitions_def=checkpoint_partitions)
-def every_prompt_was_sampled(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+@table_check(generations)
+def every_prompt_was_sampled(store: AuditStore, key: str) -> Verdict:
     """Every prompt has an image for each of its seeds."""
-    key = context.partition_key
     audit, _ = store.audit(key)
     expected = {(request.prompt_id, request.seed) for request in requests(audit, store.tables.read("prompts", key))}
     found = set(BASELINE.rows(store, "generations", key).select("prompt_id", "seed").iter_rows())
-    lost = sorted(expected ^ found)
-    return dg.AssetCheckResult(
-        passed=not lost, metadata={"expected": len(expected), "found": len(found), "differing": str(lost[:20])}
-    )
+    differing = str(sorted(expected ^ found)[:20])
+    return all_there("images", expected=len(expected), found=len(found), differing=differing)
 
 
 def requests(audit: Audit, prompts: pl.DataFrame) -> "list[Request]":
@@ -77,7 +82,8 @@ def sample_missing(
     context.log.info(f"{len(wanted) - num_missing} of {len(wanted)} images are there")
     for method, path_of in missing.items():
         what = "sampling" if method == UNMITIGATED else f"sampling {method}"
-        for request, image in track(context, sampler(method, list(path_of)), total=len(path_of), what=what):
+        images, batch = sampler(method, list(path_of)), store.audit(key)[0].sampling.batch_size
+        for request, image in track(context, images, total=len(path_of), what=what, batch=batch):
             save_png(store.tables, path_of[request], image)
 
 

@@ -1,5 +1,7 @@
 """Stage report: the DuckDB file that analysts open."""
 
+from pathlib import Path
+
 import dagster as dg
 
 from fbmem_assets.orchestration.resources import AuditStore
@@ -37,3 +39,11 @@ def warehouse(store: AuditStore) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         metadata={"dagster/uri": dg.MetadataValue.path(str(path)), "tables": markdown_table(rows)}
     )
+
+
+def write_evidence(store: AuditStore, key: str) -> Path:
+    """Rebuild `fbmem.duckdb` and write the report of one checkpoint. Returns the report's path."""
+    from fbmem_core.store.warehouse import build_warehouse
+
+    build_warehouse(store.tables)
+    return store.tables.root

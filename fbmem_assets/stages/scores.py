@@ -6,8 +6,9 @@ import dagster as dg
 import polars as pl
 
 from fbmem_assets.orchestration.arms import BASELINE, MITIGATED
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.checks import Verdict, table_check
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_assets.stages.labels import count_references, summary_labels
 from fbmem_assets.stages.mitigations import method_names
@@ -72,7 +73,7 @@ def mitigation_scores(context: dg.AssetExecutionContext, store: AuditStore) -> d
     )
 
 
-@table_asset(table="image_quality", stage=STAGE, deps=["labels", "mitigated_labels"])
+@table_asset(table="image_quality", stage=STAGE, deps=["labels", "mitigated_labels", "mitigation_scores"])
 def image_quality(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (method, prompts, metric): quality, alignment and diversity of images, and side effects.
 
@@ -94,15 +95,15 @@ def image_quality(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Ma
     )
 
 
-@dg.asset_check(asset=mitigation_scores, partitions_def=checkpoint_partitions)
-def no_mitigated_image_was_lost(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+@table_check(mitigation_scores, severity=dg.AssetCheckSeverity.WARN)
+def no_mitigated_image_was_lost(store: AuditStore, key: str) -> Verdict:
     """Every image that was sampled under a mitigation is labelled, and so is the one without it."""
-    key = context.partition_key
     scores = store.tables.read("mitigation_scores", key).filter(pl.col("weights") == "severity")
+    if scores.is_empty():
+        return Verdict(None, "no mitigation was scored")
     lost = dict(scores.filter(pl.col("num_missing") > 0).select("method", "num_missing").iter_rows())
-    return dg.AssetCheckResult(
-        passed=not lost, severity=dg.AssetCheckSeverity.WARN, metadata={"missing": str(lost), "methods": len(scores)}
-    )
+    sentence = f"of {len(scores)} mitigations {len(lost)} have images without a label"
+    return Verdict(not lost, sentence, {"missing": str(lost), "methods": len(scores)})
 
 
 def method_table(store: AuditStore, key: str) -> pl.DataFrame:

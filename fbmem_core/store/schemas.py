@@ -268,6 +268,47 @@ _ALL = (
         },
     ),
     Table(
+        "audit_settings",
+        "One row per audited checkpoint: the settings that its labels were made with, which no later edit changes.",
+        ("checkpoint",),
+        {
+            "checkpoint": _TEXT, "masking": _TEXT, "rule": _TEXT, "tau": _REAL, "beta": _REAL, "size": _WHOLE,
+            "floor": _REAL, "top_k": _WHOLE, "segmenter": _TEXT, "steps": _WHOLE, "guidance_scale": _REAL,
+            "first_seed": _WHOLE, "samples_per_prompt": _WHOLE, "height": _WHOLE, "width": _WHOLE, "dtype": _TEXT,
+            "num_prompts": _WHOLE, "num_references": _WHOLE, "num_generations": _WHOLE, "prompts_sha256": _TEXT,
+            "references_sha256": _TEXT, "generations_sha256": _TEXT, "settings": _TEXT,
+        },
+    ),
+    Table(
+        "records",
+        "One row per asset of an audited checkpoint: with what its rows were made, when and how long it took.",
+        ("checkpoint", "asset"),
+        {
+            "checkpoint": _TEXT, "asset": _TEXT, "table_name": _TEXT, "status": _TEXT, "reason": _TEXT,
+            "settings": _TEXT, "settings_sha256": _TEXT, "fbmem_version": _TEXT, "commit": _TEXT, "python": _TEXT,
+            "torch": _TEXT, "diffusers": _TEXT, "device": _TEXT, "started_at": _TIME, "seconds": _REAL,
+            "num_rows": _WHOLE, "rows_sha256": _TEXT,
+        },
+    ),
+    Table(
+        "checks",
+        "One row per check of an audited checkpoint: passed, failed or not applicable, and why.",
+        ("checkpoint", "asset", "check_name"),
+        {
+            "checkpoint": _TEXT, "asset": _TEXT, "check_name": _TEXT, "status": _TEXT, "severity": _TEXT,
+            "sentence": _TEXT, "checked_at": _TIME,
+        },
+    ),
+    Table(
+        "reviews",
+        "One row per finding and reviewer: what a person says of it. No label changes by it.",
+        ("checkpoint", "prompt_id", "reviewer"),
+        {
+            "checkpoint": _TEXT, "prompt_id": _TEXT, "reviewer": _TEXT, "verdict": _TEXT, "comment": _TEXT,
+            "reviewed_at": _TIME,
+        },
+    ),
+    Table(
         "rejected",
         "One row per item that a stage left out.",
         ("checkpoint", "stage", "item"),

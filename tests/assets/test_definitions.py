@@ -10,7 +10,7 @@ from fbmem_assets.definitions import STAGES, defs
 GRAPH = {
     "prompt_set": set(),
     "reference_images": set(),
-    "generations": {"prompt_set"},
+    "generations": {"prompt_set", "reference_images"},
     "generation_masks": {"generations"},
     "reference_masks": {"reference_images"},
     "neighbors": {"generation_masks", "reference_masks"},
@@ -35,7 +35,7 @@ GRAPH = {
     "mitigated_one_to_many": {"mitigated_similarities"},
     "attacks": {"labels", "mitigated_labels", "reference_masks"},
     "mitigation_scores": {"labels", "mitigated_labels"},
-    "image_quality": {"labels", "mitigated_labels"},
+    "image_quality": {"labels", "mitigated_labels", "mitigation_scores"},
     "warehouse": {
         "one_to_many",
         "seed_agreement",
