@@ -127,7 +127,7 @@ def _print_outcome(store: AuditStore, key: str, result: dg.ExecuteInProcessResul
     if "scores" in chosen and not store.tables.read("mitigation_scores", key).is_empty():
         _print_mitigations(store, key)
     if "report" in chosen or not result.success:
-        _print_files(store, key)
+        _print_files(store, key, result, chosen)
     return status
 
 
@@ -173,12 +173,13 @@ def _print_mitigations(store: AuditStore, key: str) -> None:
     click.echo("every method, on more images and under attack: fbmem audit data/audits/canary-mitigations.yaml")
 
 
-def _print_files(store: AuditStore, key: str) -> None:
-    from fbmem_assets.stages.report import write_evidence
+def _print_files(store: AuditStore, key: str, result: dg.ExecuteInProcessResult, chosen: Sequence[str]) -> None:
+    from fbmem_assets.stages.report import report_path, write_evidence
 
     if store.tables.read("labels", key).is_empty():
         return
-    report = write_evidence(store, key)
+    is_done = result.success and "report" in chosen
+    report = report_path(store, key) if is_done else write_evidence(store, key)
     click.echo(f"\ntables: {store.tables.root / 'fbmem.duckdb'}")
     question = f"select label, count(*) as images from findings where checkpoint = '{key}' group by label"
     command = Path(sys.argv[0]) if Path(sys.argv[0]).name == "fbmem" else Path("fbmem")

@@ -17,11 +17,13 @@ from fbmem_assets.commands.instance import open_instance
 from fbmem_assets.commands.mitigations import mitigations
 from fbmem_assets.commands.neurons import deactivate, neurons
 from fbmem_assets.commands.output import show
+from fbmem_assets.commands.report import report
 from fbmem_assets.commands.sql import sql
 from fbmem_assets.orchestration.resources import store_option
-from fbmem_core.audit.config import Masking, Rule
 from fbmem_core.audit.file import parse_similarity
 from fbmem_core.errors import FbmemError, InputError
+from fbmem_core.labels import Rule
+from fbmem_core.similarity import Masking
 
 if TYPE_CHECKING:
     pass
@@ -151,6 +153,7 @@ def canary(out: Path, state: Path, device: str, pictures_only: bool) -> None:
 
 main.add_command(audit)
 main.add_command(sql)
+main.add_command(report)
 main.add_command(neurons)
 main.add_command(deactivate)
 main.add_command(mitigations)

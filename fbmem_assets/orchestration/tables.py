@@ -13,7 +13,6 @@ from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.provenance import CODE_VERSION
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import Work, sharded_asset
-from fbmem_core.store.columns import describe
 from fbmem_core.store.schemas import TABLES
 
 OWNER = "team:fbmem"
@@ -38,7 +37,7 @@ def table_asset(
     (those whose names fit `shards`) are removed, the reason is kept, and the run goes on.
     """
     columns = [
-        dg.TableColumn(column, str(kind), description=describe(table, column))
+        dg.TableColumn(column, str(kind), description=TABLES[table].descriptions[column])
         for column, kind in TABLES[table].columns.items()
     ]
     of_asset: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """One colour, marker and name for each label, everywhere: in the UI, in plots, in the report.
 
-The colours are those of Okabe and Ito (Color Universal Design, 2008), which people with any colour vision tell apart. No
-meaning stands on colour alone: letters, markers or hatching stand beside it.
+The colours are those of Okabe and Ito (Color Universal Design, 2008), which people with any colour vision tell apart.
+No meaning stands on colour alone: letters, markers or hatching stand beside it.
 """
 
 from __future__ import annotations

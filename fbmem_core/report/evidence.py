@@ -111,7 +111,7 @@ def gather(store: Store, checkpoint: str, *, compare: str | None = None, mitigat
         )
         near = _rows(
             db,
-            f"SELECT * FROM findings WHERE checkpoint = ? AND label = 'NM' AND margin >= -{NEAR} ORDER BY margin DESC, 2",
+            f"SELECT * FROM findings WHERE checkpoint = ? AND label = 'NM' AND margin >= -{NEAR} ORDER BY margin DESC",
             checkpoint,
         )
         undecided = _rows(

@@ -1,4 +1,4 @@
-"""The manifest of an audited checkpoint: the SHA-256 of every file that its findings rest on, signed where there is a key."""
+"""The manifest of an audited checkpoint: the SHA-256 of every file that its findings rest on, signed with a key."""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fbmem_core.store.schemas.evidence import AUDIT_SETTINGS
+
 INTERVALS = "intervals"
 INTERVALS_GRAIN = "One row per k of n: its exact (Clopper-Pearson) 95 % interval, for every n that a view needs."
 INTERVALS_COLUMNS = {
@@ -23,6 +25,13 @@ class View:
     key: tuple[str, ...]
     columns: dict[str, str]
     sql: str
+
+    def markdown(self) -> str:
+        """The section of docs/tables.md."""
+        rows = [f"| {name} | {text} |" for name, text in self.columns.items()]
+        key = ", ".join(f"`{name}`" for name in self.key)
+        head = [f"## {self.name}", "", f"A view. {self.grain} Key: {key}.", "", "| column | |", "|---|---|"]
+        return "\n".join([*head, *rows])
 
 
 _FINDING = {
@@ -134,10 +143,7 @@ _IMAGE_KEY = ("checkpoint", "prompt_id", "seed")
 
 
 def _of_settings() -> dict[str, str]:
-    from fbmem_core.store.columns import describe
-    from fbmem_core.store.schemas import TABLES
-
-    return {name: describe("audit_settings", name) for name in TABLES["audit_settings"].columns if name != "checkpoint"}
+    return {name: text for name, text in AUDIT_SETTINGS.descriptions.items() if name != "checkpoint"}
 
 
 _ALL = (

@@ -11,7 +11,6 @@ import polars as pl
 import pyarrow as pa
 
 from fbmem_core.errors import InputError
-from fbmem_core.store.columns import describe
 from fbmem_core.store.intervals import interval_rows
 from fbmem_core.store.schemas import TABLES, Table
 from fbmem_core.store.tables import TABLES_DIR, Store, is_foreign
@@ -150,10 +149,7 @@ def _image_counts(connection: duckdb.DuckDBPyConnection) -> list[int]:
 
 def _comment(connection: duckdb.DuckDBPyConnection, kinds: dict[str, str]) -> None:
     """Say in the database what tables and columns hold: `duckdb_columns()` and most tools show it."""
-    facts = [
-        (kinds[table.name], table.name, table.grain, {column: describe(table.name, column) for column in table.columns})
-        for table in TABLES.values()
-    ]
+    facts = [(kinds[table.name], table.name, table.grain, table.descriptions) for table in TABLES.values()]
     facts += [("VIEW", view.name, view.grain, view.columns) for view in VIEWS.values()]
     facts.append(("TABLE", INTERVALS, INTERVALS_GRAIN, {name: text for name, (_, text) in INTERVALS_COLUMNS.items()}))
     for kind, name, grain, columns in facts:

@@ -36,7 +36,19 @@ GRAPH = {
     "attacks": {"labels", "mitigated_labels", "reference_masks"},
     "mitigation_scores": {"labels", "mitigated_labels"},
     "image_quality": {"labels", "mitigated_labels", "mitigation_scores"},
+    "report": {
+        "one_to_many",
+        "seed_agreement",
+        "cluster_neuron_sets",
+        "cluster_sensitivity",
+        "mitigated_one_to_many",
+        "mitigation_scores",
+        "image_quality",
+        "attacks",
+        "memorization_rates",
+    },
     "warehouse": {
+        "report",
         "one_to_many",
         "seed_agreement",
         "cluster_neuron_sets",
@@ -74,7 +86,7 @@ def test_every_parent_belongs_to_an_earlier_or_the_same_stage():
 def test_every_asset_says_what_it_is_and_every_table_states_its_grain():
     for spec in _all_specs():
         assert spec.description
-        if spec.key.to_user_string() != "warehouse":
+        if spec.key.to_user_string() not in ("report", "warehouse"):
             assert spec.metadata["grain"].startswith("One row per")
             assert spec.metadata["dagster/column_schema"].columns
             assert spec.partitions_def is not None

@@ -8,7 +8,6 @@ import duckdb
 import pytest
 
 from fbmem_core.errors import InputError
-from fbmem_core.store.columns import describe
 from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store
 from fbmem_core.store.views import INTERVALS, INTERVALS_COLUMNS, INTERVALS_GRAIN, VIEWS
@@ -40,7 +39,7 @@ def test_tables_and_columns_say_what_they_hold(store, where):
             tables, columns = (dict(connection.sql(sql).fetchall()) for sql in asked)
     of_views = {name: view.grain for name, view in VIEWS.items()} | {INTERVALS: INTERVALS_GRAIN}
     assert tables == {name: table.grain for name, table in TABLES.items()} | of_views
-    described = {f"{name}.{column}": describe(name, column) for name in TABLES for column in TABLES[name].columns}
+    described = {f"{name}.{column}": text for name in TABLES for column, text in TABLES[name].descriptions.items()}
     described |= {f"{name}.{column}": text for name, view in VIEWS.items() for column, text in view.columns.items()}
     assert columns == described | {f"{INTERVALS}.{name}": text for name, (_, text) in INTERVALS_COLUMNS.items()}
 
@@ -75,7 +74,8 @@ def test_the_file_answers_after_the_store_is_gone_in_another_process_and_folder(
     moved.parent.mkdir()
     moved.write_bytes(build_warehouse(store).read_bytes())
     shutil.rmtree(store.root)
-    code = "import duckdb; print(duckdb.connect('sent.duckdb', read_only=True).sql('SELECT seed FROM generations').fetchall())"
+    question = ".sql('SELECT seed FROM generations').fetchall()"
+    code = f"import duckdb; print(duckdb.connect('sent.duckdb', read_only=True){question})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=moved.parent)
     assert done.stdout.strip() == "[(7,)]"
 
