@@ -120,7 +120,7 @@ def test_the_documented_query_shows_which_checkpoint_memorizes_what(audited, sto
 
     one, _ = audited("a", 1, [["VM"], ["NM"]], texts=["owl", "cat"])
     two, _ = audited("b", 2, [["NM"], ["NM"], ["BM"]], texts=["cat", "owl", "dog"])
-    text = (PROJECT / "docs" / "tables.md").read_text("utf-8")
+    text = (PROJECT / "docs" / "questions.md").read_text("utf-8")
     [sql] = re.findall(r"```sql\n(PIVOT .+?)\n```", text, flags=re.DOTALL)
     assert query(store, sql).to_dicts() == [
         {"prompt": "cat", one: "NM", two: "NM"},
