@@ -158,9 +158,9 @@ def _print_labels(store: AuditStore, key: str) -> None:
 
     from fbmem_assets.stages.labels import label_table
 
-    audit, _ = store.audit(key)
-    masking, rule = audit.similarity.masking[0], audit.similarity.rule[0]
-    table = label_table(store, key).filter((pl.col("masking") == masking) & (pl.col("rule") == rule))
+    audit = store.open(key)
+    masking, rule = audit.config.similarity.masking[0], audit.config.similarity.rule[0]
+    table = label_table(audit).filter((pl.col("masking") == masking) & (pl.col("rule") == rule))
     click.echo(f"\nimages of {key} by kind of prompt and label (masking {masking}, rule {rule})")
     show(table.drop("masking", "rule"), piped="markdown", digits=3)
 
@@ -169,7 +169,7 @@ def _print_mitigations(store: AuditStore, key: str) -> None:
     from fbmem_assets.stages.scores import method_table
 
     click.echo(f"\nmitigations of {key}: score, share of each label left among memorized prompts' images, cost")
-    show(method_table(store, key), piped="markdown", digits=2)
+    show(method_table(store.open(key)), piped="markdown", digits=2)
     click.echo("every method, on more images and under attack: fbmem audit data/audits/canary-mitigations.yaml")
 
 
@@ -189,9 +189,7 @@ def _print_files(store: AuditStore, key: str, result: dg.ExecuteInProcessResult,
 
 def _gate(store: AuditStore, key: str, fail_on: Sequence[str]) -> int:
     """4 if anything of what --fail-on names is there."""
-    from fbmem_assets.stages.labels import summary_labels
-
-    labels = summary_labels(store, key)["label"]
+    labels = store.open(key).summary_labels()["label"]
     counts: dict[str, Any] = {name: int((labels == name).sum()) for name in ("VM", "FM", "BM")}
     counts["copy"] = sum(counts.values())
     counts["new"] = store.tables.read("audit_diff", key).filter(change="newly_memorized").height

@@ -10,6 +10,7 @@ import dagster as dg
 from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.provenance import LEFT_OUT, record_of
 from fbmem_assets.orchestration.resources import AuditStore
+from fbmem_core.audit.results import AuditedCheckpoint
 
 PASSED, FAILED, NOT_APPLICABLE = "passed", "failed", "not_applicable"
 
@@ -31,7 +32,7 @@ class Verdict:
     severity: dg.AssetCheckSeverity | None = None
 
 
-Check = Callable[[AuditStore, str], Verdict]
+Check = Callable[[AuditedCheckpoint], Verdict]
 
 
 def table_check(
@@ -41,7 +42,7 @@ def table_check(
     blocking: bool = False,
     name: str | None = None,
 ) -> Callable[[Check], dg.AssetChecksDefinition]:
-    """A check of one asset: a function of the store and the partition, named as the function, which says what it found.
+    """A check of one asset: a function of the audit, named as the function, which says what it found.
 
     It does not run on an asset that was left out, and fails on one that was never made.
     """
@@ -86,7 +87,7 @@ def _judge(store: AuditStore, key: str, asset: str, check: Check) -> Verdict:
         return Verdict(False, f"`{asset}` was never finished for {key}: materialize it first.")
     if record["status"] == LEFT_OUT:
         return Verdict(None, f"`{asset}` was left out: {record['reason']}")
-    return check(store, key)
+    return check(store.open(key))
 
 
 def _keep(

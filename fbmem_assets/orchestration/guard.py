@@ -17,10 +17,11 @@ from fbmem_assets.orchestration.provenance import (
     write_record,
 )
 from fbmem_assets.orchestration.resources import AuditStore
+from fbmem_core.audit.results import AuditedCheckpoint
 from fbmem_core.errors import InputError
 from fbmem_core.store.tables import TABLES_DIR
 
-Need = Callable[[AuditStore, str], str | None]
+Need = Callable[[AuditedCheckpoint], str | None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Guard:
         Raises:
             InputError: A parent never finished; the message names all of them.
         """
-        store.audit(key)  # a partition that was never registered is named as such
+        store.open(key)  # a partition that was never registered is named as such
         lost = [name for name in self.parents if record_of(store, key, name) is None]
         if lost:
             names = ", ".join(f"`{name}`" for name in lost)
@@ -60,7 +61,7 @@ class Guard:
             if record is not None and record["status"] == LEFT_OUT:
                 reason = str(record["reason"])
                 return reason if reason.startswith("`") else f"`{name}` was left out: {reason}"
-        return None if self.needs is None else self.needs(store, key)
+        return None if self.needs is None else self.needs(store.open(key))
 
     def finish(
         self, context: Context, store: AuditStore, make: Callable[[], dg.MaterializeResult]

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from fbmem_assets.orchestration.resources import AuditStore
+from fbmem_core.audit.results import AuditedCheckpoint
 
 
-def unet(store: AuditStore, key: str) -> str | None:
+def unet(audit: AuditedCheckpoint) -> str | None:
     """A U-Net, whose value neurons are searched."""
-    _, checkpoint = store.audit(key)
-    if (checkpoint.directory / "unet").is_dir():
+    if (audit.checkpoint.directory / "unet").is_dir():
         return None
-    return f"{checkpoint.architecture} has no U-Net"
+    return f"{audit.checkpoint.architecture} has no U-Net"
 
 
-def unet_for_clusters(store: AuditStore, key: str) -> str | None:
+def unet_for_clusters(audit: AuditedCheckpoint) -> str | None:
     """A U-Net's text encoder, where prompts are clustered by the pipeline's own."""
-    audit, _ = store.audit(key)
-    return unet(store, key) if audit.clusters.encoder == "pipeline" else None
+    return unet(audit) if audit.config.clusters.encoder == "pipeline" else None
 
 
-def calibration_prompts(store: AuditStore, key: str) -> str | None:
+def calibration_prompts(audit: AuditedCheckpoint) -> str | None:
     """A U-Net and enough non-memorized prompts to measure what is usual."""
-    from fbmem_assets.stages.neurons import calibration_prompts as texts_of
     from fbmem_core.neurons.statistics import MIN_PROMPTS
 
-    lacking = unet(store, key)
+    lacking = unet(audit)
     if lacking is not None:
         return lacking
-    num = len(texts_of(store, key))
+    num = len(audit.calibration_prompts())
     if num >= MIN_PROMPTS:
         return None
     cure = "name a file of more in `neurons.non_memorized_prompts`"

@@ -34,7 +34,7 @@ def write_record(
     """Record that an asset has finished, or why it was left out, and with what it was made."""
     key = context.partition_key
     now = datetime.now(UTC)
-    settings = dump_audit(store.audit(key)[0])
+    settings = dump_audit(store.open(key).config)
     started, seconds = _times(context, asset)
     metadata = result.metadata or {}
     version_of_rows = result.data_version.value if result.data_version is not None else None
@@ -86,7 +86,7 @@ def _commit() -> str | None:
 
 def _device(store: AuditStore, key: str) -> str:
     """The device that the audit computes on, with a GPU's name; as the audit names it where torch was not needed."""
-    device = store.audit(key)[0].sampling.device
+    device = store.open(key).config.sampling.device
     if "torch" not in sys.modules:
         return device
     import torch

@@ -12,10 +12,11 @@ from fbmem_assets.orchestration.progress import track
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.audit.config import Audit
+from fbmem_core.audit.results import AuditedCheckpoint
 from fbmem_core.errors import InputError
 
 if TYPE_CHECKING:
-    from fbmem_core.inputs.references import Reference
+    from fbmem_core.inputs.references import ReferenceImage
 
 STAGE = "prompts"
 _SHEET_TILES = 60
@@ -26,18 +27,16 @@ def prompt_set(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
     """One row per prompt. Read from the audit's prompt file; rows that cannot be used are counted in `rejected`."""
     from fbmem_core.inputs.prompts import read_prompts
 
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    prompts, rejected = read_prompts(audit.prompts)
-    _check_truth(audit, {prompt.prompt_id for prompt in prompts})
-    tables.write("prompts", key, [{"audit": audit.name, **asdict(prompt)} for prompt in prompts])
-    tables.write("rejected", key, [{"stage": STAGE, **asdict(item)} for item in rejected], shard="prompt_set")
+    audit = store.open(context.partition_key)
+    prompts, rejected = read_prompts(audit.config.prompts)
+    _check_truth(audit.config, {prompt.prompt_id for prompt in prompts})
+    audit.write("prompts", [{"audit": audit.config.name, **asdict(prompt)} for prompt in prompts])
+    audit.write("rejected", [{"stage": STAGE, **asdict(item)} for item in rejected], shard="prompt_set")
     kinds = Counter(prompt.kind or "" for prompt in prompts)
     return table_result(
-        store,
+        audit,
         "prompts",
-        key,
-        tables.read("prompts", key),
+        audit.read("prompts"),
         num_rejected=len(rejected),
         kinds=markdown_table([{"kind": kind, "prompts": count} for kind, count in kinds.items()]),
     )
@@ -49,61 +48,61 @@ def reference_images(context: dg.AssetExecutionContext, store: AuditStore) -> dg
     from fbmem_core.inputs.references import open_rgb, read_references
     from fbmem_core.report.pictures import contact_sheet
 
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    found = list(track(context, read_references(audit.references), what="reading references"))
-    _check_usable(audit, found)
+    audit = store.open(context.partition_key)
+    found = list(track(context, read_references(audit.config.references), what="reading references"))
+    _check_usable(audit.config, found)
     rows = []
     for reference in found:
         row = asdict(reference)
         row.pop("reason")
-        rows.append({"audit": audit.name, **row, "path": str(audit.references / reference.path)})
-    tables.write("reference_images", key, rows)
+        rows.append({"audit": audit.config.name, **row, "path": str(audit.config.references / reference.path)})
+    audit.write("reference_images", rows)
     left_out = [
         {"stage": STAGE, "item": r.reference_id, "reason": f"{r.status}: {r.reason}"} for r in found if r.status != "ok"
     ]
-    tables.write("rejected", key, left_out, shard="reference_images")
-    usable = [(r.reference_id, open_rgb(audit.references / r.path)) for r in found[:_SHEET_TILES] if r.status == "ok"]
+    audit.write("rejected", left_out, shard="reference_images")
+    usable = [
+        (r.reference_id, open_rgb(audit.config.references / r.path)) for r in found[:_SHEET_TILES] if r.status == "ok"
+    ]
     statuses = Counter(reference.status for reference in found)
     return table_result(
-        store,
+        audit,
         "reference_images",
-        key,
-        tables.read("reference_images", key),
+        audit.read("reference_images"),
         num_rejected=len(left_out),
         statuses=markdown_table([{"status": status, "images": count} for status, count in statuses.items()]),
         contact_sheet=picture(contact_sheet(usable, columns=10), "references"),
     )
 
 
-def _check_truth(audit: Audit, prompt_ids: set[str]) -> None:
+@table_check(reference_images, severity=dg.AssetCheckSeverity.WARN)
+def some_references_are_usable(audit: AuditedCheckpoint) -> Verdict:
+    """At least nine of ten references can be used; a smaller share means dead links or a wrong folder."""
+    references = audit.read("reference_images")
+    usable = references.filter(references["status"] == "ok")
+    share = len(usable) / max(len(references), 1)
+    sentence = f"{len(usable)} of {len(references)} references can be used"
+    return Verdict(share >= 0.9, sentence, {"usable": len(usable), "share": share})
+
+
+def _check_truth(config: Audit, prompt_ids: set[str]) -> None:
     """A truth file that cannot be used ends the audit before anything is sampled."""
     from fbmem_core.inputs.truth import read_truth
 
-    if audit.truth is None:
+    if config.truth is None:
         return
-    truth = read_truth(audit.truth)
+    truth = read_truth(config.truth)
     if prompt_ids.isdisjoint(truth["prompt_id"]):
         got = f"{len(truth)} others, such as `{next(iter(truth['prompt_id']), '')}`"
-        cure = f"Use the ids of {audit.prompts.name}, or remove `truth`."
-        raise InputError("true labels of prompts of this audit", got, where=audit.truth, cure=cure)
+        cure = f"Use the ids of {config.prompts.name}, or remove `truth`."
+        raise InputError("true labels of prompts of this audit", got, where=config.truth, cure=cure)
 
 
-def _check_usable(audit: Audit, references: "Sequence[Reference]") -> None:
+def _check_usable(config: Audit, references: "Sequence[ReferenceImage]") -> None:
     """Without a reference every image would be NM: the audit ends before anything is sampled."""
     if any(reference.status == "ok" for reference in references):
         return
     reasons = Counter(f"{reference.status}: {reference.reason}" for reference in references)
     got = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3)) or "none"
     cure = "Put images there, or name another folder in `references`."
-    raise InputError("at least one usable reference", got, where=audit.references, cure=cure)
-
-
-@table_check(reference_images, severity=dg.AssetCheckSeverity.WARN)
-def some_references_are_usable(store: AuditStore, key: str) -> Verdict:
-    """At least nine of ten references can be used; a smaller share means dead links or a wrong folder."""
-    references = store.tables.read("reference_images", key)
-    usable = references.filter(references["status"] == "ok")
-    share = len(usable) / max(len(references), 1)
-    sentence = f"{len(usable)} of {len(references)} references can be used"
-    return Verdict(share >= 0.9, sentence, {"usable": len(usable), "share": share})
+    raise InputError("at least one usable reference", got, where=config.references, cure=cure)

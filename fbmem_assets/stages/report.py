@@ -84,7 +84,7 @@ def write_page(store: AuditStore, key: str, **choices: Any) -> tuple[Path, dict[
 
     tables = store.tables
     has_scores = not tables.read("mitigation_scores", key).is_empty()
-    mitigations = method_table(store, key).to_dicts() if has_scores else []
+    mitigations = method_table(store.open(key)).to_dicts() if has_scores else []
     evidence = gather(tables, key, compare=choices.get("compare"), mitigations=mitigations)
     path = write_report(tables, evidence, out=choices.get("out"), redacted=choices.get("redacted", False))
     write_manifest(tables, key, path)
