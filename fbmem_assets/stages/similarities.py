@@ -8,7 +8,7 @@ from fbmem_assets.orchestration.progress import track
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import table_asset, table_result
 from fbmem_assets.stages import neighbors as neighbors_stage
-from fbmem_core.audit.results import BASELINE, Arm, ImageKey
+from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint, ImageKey
 from fbmem_core.similarity import REGIONS
 
 STAGE = "similarities"
