@@ -18,7 +18,9 @@ from fbmem_assets.commands.mitigations import mitigations
 from fbmem_assets.commands.neurons import deactivate, neurons
 from fbmem_assets.commands.output import show
 from fbmem_assets.commands.report import report
+from fbmem_assets.commands.review import review
 from fbmem_assets.commands.sql import sql
+from fbmem_assets.commands.verify import reproduce, verify
 from fbmem_assets.orchestration.resources import store_option
 from fbmem_core.audit.file import parse_similarity
 from fbmem_core.errors import FbmemError, InputError
@@ -154,6 +156,9 @@ def canary(out: Path, state: Path, device: str, pictures_only: bool) -> None:
 main.add_command(audit)
 main.add_command(sql)
 main.add_command(report)
+main.add_command(verify)
+main.add_command(reproduce)
+main.add_command(review)
 main.add_command(neurons)
 main.add_command(deactivate)
 main.add_command(mitigations)
