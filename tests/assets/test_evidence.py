@@ -1,4 +1,4 @@
-"""What an audit ends with: a status, a label table whatever failed later, a report, and a record that can be verified."""
+"""What an audit ends with: a status, a label table whatever failed later, a report, a record that can be verified."""
 
 import json
 import shutil
@@ -189,9 +189,7 @@ def test_a_gate_ends_with_a_status_of_its_own(whole_tiny, fbmem, tiny_audit, tmp
         ("prompt_id,label\nelsewhere,VM\n", "true labels of prompts of this audit"),
     ],
 )
-def test_a_truth_file_that_cannot_be_used_ends_in_one_line_before_sampling(
-    tiny_audit, fbmem, tmp_path, truth, expected
-):
+def test_an_unusable_truth_file_ends_in_one_line_before_sampling(tiny_audit, fbmem, tmp_path, truth, expected):
     folder = shutil.copytree(tiny_audit.parent, tmp_path / "audit")
     (folder / "truth.csv").write_text(truth)
     audit = yaml.safe_load((folder / "audit.yaml").read_text()) | {"truth": "truth.csv"}
