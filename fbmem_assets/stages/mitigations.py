@@ -215,6 +215,7 @@ class Trial:
 
 def evidence_of(store: AuditStore, key: str) -> "Evidence":
     """What an audit knows when it mitigates."""
+    from fbmem_core.diffusion.guidance import guidance_of
     from fbmem_core.mitigation.method import Evidence
     from fbmem_core.neurons.layers import value_layers
 
@@ -227,14 +228,14 @@ def evidence_of(store: AuditStore, key: str) -> "Evidence":
         memorized=frozenset(labels["prompt_id"]),
         neurons=neurons_stage.read_neurons(store, key),
         clusters=dict(store.tables.read("prompt_clusters", key).select("prompt_id", "cluster").iter_rows()),
-        layers=value_layers(pipeline.unet, settings.layers),
+        layers=value_layers(pipeline, settings.layers),
         non_memorized=neurons_stage.calibration_prompts(store, key),
         height=sampling.height,
         width=sampling.width,
         seeds=range(sampling.seed, sampling.seed + settings.num_seeds),
         num_steps=settings.num_steps,
         mattes=_mattes(store, key),
-        guidance_scale=sampling.guidance_scale,
+        guidance=guidance_of(sampling),
         num_inference_steps=sampling.steps,
     )
 

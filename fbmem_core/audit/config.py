@@ -47,16 +47,25 @@ class _Section(BaseModel):
 
 
 class Sampling(_Section):
-    """How images are sampled. Image k of a prompt has the seed `seed + k`, whatever is sampled beside it."""
+    """How images are sampled. Image k of a prompt has the seed `seed + k`, whatever is sampled beside it.
+
+    Steps, guidance_scale, height and width that a file does not name are those that the checkpoint's pipeline
+    recommends; dtype `auto` is the checkpoint's own where there is a GPU. Both are settled when the audit is
+    registered. `compile` and `channels_last` make a GPU faster and change no more than the last digits.
+    """
 
     steps: int = Field(50, ge=1, le=1000)
     guidance_scale: float = Field(7.5, ge=0, le=100)
+    guidance_rescale: float = Field(0.0, ge=0, le=1)
+    negative_prompt: str = ""
     seed: int = Field(0, ge=0, lt=2**32)  # torch's CPU generator drops higher bits: their images would be the same
     height: int = Field(512, ge=8, multiple_of=8)
     width: int = Field(512, ge=8, multiple_of=8)
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = Field("auto", pattern=DEVICE_PATTERN)
     batch_size: int = Field(8, ge=1)
+    compile: bool = False
+    channels_last: bool = False
 
 
 class Segmentation(_Section):
@@ -206,16 +215,28 @@ class Diff(_Section):
     significance: float = Field(0.05, gt=0, lt=1)
 
 
+class Adapter(_Section):
+    """A safetensors file on top of the checkpoint: a LoRA, times `weight`, or a textual inversion and its `token`."""
+
+    path: Path
+    kind: Literal["lora", "textual_inversion"] = "lora"
+    weight: float = 1.0
+    token: str = ""
+
+
 class Audit(_Section):
     """A validated audit. Relative paths were resolved against the folder of the audit file.
 
-    `checkpoint` is a diffusers directory or a Hugging Face id; `truth`, where given, is the table of true labels that
-    the audit checks itself against (columns prompt_id, kind, label, reference_ids).
+    `checkpoint` is a diffusers directory, a Hugging Face id, or a single safetensors file with the directory of
+    `config`, which holds the configs of its architecture; `adapters` come on top. `truth`, where given, is the table of
+    true labels that the audit checks itself against (columns prompt_id, kind, label, reference_ids).
     """
 
     name: str = Field(pattern=NAME_PATTERN, max_length=60)
     checkpoint: str
     revision: str | None = None
+    config: Path | None = None
+    adapters: list[Adapter] = []
     prompts: Path
     references: Path
     truth: Path | None = None

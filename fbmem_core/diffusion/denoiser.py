@@ -19,8 +19,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fbmem_core.diffusion.architectures import ARCHITECTURES, check_architecture
+from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.memory import Batches
 from fbmem_core.diffusion.schedule import Schedule, Step, read_schedule
+from fbmem_core.diffusion.schedule_names import FLOW, prediction_of
 from fbmem_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,6 +54,13 @@ class Conditioning:
         added = {name: value.expand(num, *value.shape[1:]) for name, value in self.added.items()}
         return Conditioning(self.embeds.expand(num, -1, -1), added)
 
+    def with_embeds(self, embeds: Float[Tensor, "1 tokens d"]) -> Conditioning:
+        """All prompts with this embedding, whose tokens all count, and what else they are."""
+        added = dict(self.added)
+        if MASK in added and embeds.shape[1] != self.embeds.shape[1]:
+            added[MASK] = added[MASK].new_ones(len(self), embeds.shape[1])
+        return Conditioning(embeds.to(self.embeds).expand(len(self), -1, -1), added)
+
     def batches(self, size: int) -> Iterator[Conditioning]:
         """The prompts in turn, at most `size` at once."""
         return (self.rows(slice(first, first + size)) for first in range(0, len(self), size))
@@ -73,18 +82,6 @@ class Conditioning:
             return self
         mask = nn.functional.pad(self.added[MASK], (0, missing))
         return Conditioning(nn.functional.pad(self.embeds, (0, 0, 0, missing)), {**self.added, MASK: mask})
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """How a prompt is guided away from the unconditional one, as `sampling` says. Without: scale 1."""
-
-    scale: float = 1.0
-    rescale: float = 0.0
-    negative_prompt: str = ""
-
-
-NO_GUIDANCE = Guidance()
 
 
 class Denoiser(ABC):
@@ -245,6 +242,29 @@ class Denoiser(ABC):
         rescaled = guided * (conditional.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True))
         return guidance.rescale * rescaled + (1 - guidance.rescale) * guided
 
+    def training_steps(self, num: int, generator: torch.Generator) -> Step:
+        """Random steps as a network is trained on, one a sample: fields of [n], [n, 1, 1, 1] and [n, 1, 1, 1]."""
+        scheduler, shape = self.pipeline.scheduler, (num, 1, 1, 1)
+        if self.prediction == FLOW:
+            sigma = torch.rand(num, generator=generator).to(self.device)
+            return Step(1000 * sigma, 1 - sigma.view(shape), sigma.view(shape))
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (num,), generator=generator)
+        alphas = scheduler.alphas_cumprod.cpu()[timesteps].to(self.device).view(shape)
+        return Step(timesteps.to(self.device), alphas**0.5, (1 - alphas) ** 0.5)
+
+    @property
+    def prediction(self) -> str:
+        """What the network's output is; see `Schedule.prediction`."""
+        scheduler = self.pipeline.scheduler
+        return prediction_of(scheduler.config, type(scheduler).__name__)
+
+    @staticmethod
+    def timesteps(step: Step, latents: Tensor) -> Tensor:
+        """[n] of them, as the network is told."""
+        if isinstance(step.timestep, Tensor):
+            return step.timestep.to(latents.device)
+        return torch.full((len(latents),), step.timestep, device=latents.device)
+
     # -- value neurons ------------------------------------------------------------------------------------------------
 
     def value_layers(self, layers: str = "released") -> tuple[str, ...]:
@@ -289,9 +309,9 @@ class Denoiser(ABC):
             arguments["guidance_rescale"] = guidance.rescale
         return arguments
 
-    def embed_arguments(self, condition: Conditioning, num: int) -> dict[str, Any]:
-        """What the pipeline is called with for a condition in the place of `num` equal prompts."""
-        return {"prompt_embeds": condition.repeat(num).embeds}
+    def embed_arguments(self, condition: Conditioning, guidance: Guidance) -> dict[str, Any]:
+        """What the pipeline is called with for n conditions in the place of their prompts."""
+        return {"prompt_embeds": condition.embeds}
 
     @torch.no_grad()
     def encode_image(self, image: Image.Image) -> Float[Tensor, "1 c h w"]:

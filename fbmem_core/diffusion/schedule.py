@@ -22,11 +22,14 @@ MIN_SIGNAL = 0.01  # below it the latents are noise alone: alpha_bar < 1e-4
 
 @dataclass(frozen=True)
 class Step:
-    """One step: what the model is told (`timestep`, a number), and the shares of x_0 and eps in its latents."""
+    """One step: what the model is told (`timestep`), and the shares of x_0 and eps in its latents.
 
-    timestep: float
-    signal: float
-    noise: float
+    Numbers; tensors [n] and [n, 1, 1, 1] where each sample is at a step of its own.
+    """
+
+    timestep: float | Tensor
+    signal: float | Tensor
+    noise: float | Tensor
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,12 @@ def read_schedule(scheduler: Any, num_inference_steps: int, **settings: Any) -> 
     timesteps = scheduler.timesteps.tolist()
     shares = _shares(scheduler, timesteps)
     steps = {timestep: Step(timestep, *share) for timestep, share in zip(timesteps, shares, strict=False)}
-    ordered = tuple(sorted(steps.values(), key=lambda step: step.timestep, reverse=True))
+    ordered = tuple(sorted(steps.values(), key=lambda step: float(step.timestep), reverse=True))
     scale = float(getattr(scheduler, "init_noise_sigma", 1.0))
     return Schedule(
         steps=ordered,
         prediction=prediction_of(config, type(scheduler).__name__),
-        initial_scale=1.0 if scale == 1.0 else scale * ordered[0].signal,
+        initial_scale=1.0 if scale == 1.0 else scale * float(ordered[0].signal),
         clip=float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", False) else None,
     )
 
@@ -113,3 +116,16 @@ def _shares(scheduler: Any, timesteps: list[float]) -> list[tuple[float, float]]
     if is_flow:
         return [(1 - sigma, sigma) for sigma in sigmas.tolist()]
     return [((1 + sigma**2) ** -0.5, sigma * (1 + sigma**2) ** -0.5) for sigma in sigmas.tolist()]
+
+
+def output_from_both(
+    clean: Float[Tensor, "n c h w"], noise: Float[Tensor, "n c h w"], step: Step, prediction: str
+) -> Float[Tensor, "n c h w"]:
+    """The output that a perfect model would give for x_0 and eps: what training aims at."""
+    if prediction == EPSILON:
+        return noise
+    if prediction == VELOCITY:
+        return step.signal * noise - step.noise * clean
+    if prediction == FLOW:
+        return noise - clean
+    return clean

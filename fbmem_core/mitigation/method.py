@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from fbmem_core.diffusion.denoiser import denoiser_of
+from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.errors import InputError
 from fbmem_core.neurons.hooks import deactivation_factors, scale_neurons
 from fbmem_core.neurons.layers import NeuronSet, layer_sizes, union
@@ -27,8 +29,8 @@ class Intervention:
     """What is changed while the images of one prompt are sampled. Nothing at all: `NO_INTERVENTION`.
 
     Attributes:
-        factors: By layer of the U-Net [features]: what its outputs are multiplied by, see `scale_neurons`.
-        weights: By parameter of the U-Net: what it is replaced by.
+        factors: By layer of the network [features]: what its outputs are multiplied by, see `scale_neurons`.
+        weights: By parameter of the network: what it is replaced by.
         embeds: [1, tokens, d] in the place of the prompt's own embedding; None leaves that.
     """
 
@@ -56,11 +58,11 @@ class Intervention:
         """Inside the `with`, factors and weights hold; `embeds` are for whoever samples, see `sample_mitigated`.
 
         Raises:
-            InputError: The U-Net lacks a layer or a parameter, or it has another size.
+            InputError: The network lacks a layer or a parameter, or it has another size.
         """
         with ExitStack() as stack:
-            stack.enter_context(scale_neurons(pipeline.unet, self.factors))
-            stack.enter_context(_replaced(pipeline.unet, self.weights))
+            stack.enter_context(scale_neurons(denoiser_of(pipeline).network, self.factors))
+            stack.enter_context(_replaced(denoiser_of(pipeline).network, self.weights))
             yield
 
 
@@ -81,11 +83,11 @@ class Evidence:
         non_memorized: Texts of prompts that are not memorized, over which is measured what is usual.
         height: Of the images in px.
         width: The same.
-        seeds: Of the initial latents, for methods that run the U-Net.
+        seeds: Of the initial latents, for methods that run the network.
         num_steps: Of the DDIM sampling of whose timesteps such a method takes the first.
         mattes: By prompt_id and seed [1, s, s]: foregrounds of its own images, in [0, 1], where they are decided.
         found: Where a method keeps what a long search found for a prompt, by a name of its choice; it may be on disk.
-        guidance_scale: As the images are sampled.
+        guidance: As the images are sampled.
         num_inference_steps: The same.
     """
 
@@ -101,9 +103,14 @@ class Evidence:
     seeds: Sequence[int]
     num_steps: int
     mattes: Mapping[str, Mapping[int, Tensor]]
-    guidance_scale: float
+    guidance: Guidance
     num_inference_steps: int
     found: MutableMapping[str, NeuronSet] = field(default_factory=dict)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network of the audited model."""
+        return denoiser_of(self.pipeline).network
 
 
 class Method(ABC):
@@ -187,7 +194,7 @@ class NeuronMethod(Method):
     @property
     def share(self) -> float:
         """The same as a share of all neurons of the layers that were searched."""
-        return self._mean_size / sum(layer_sizes(self.evidence.pipeline.unet, self.layers).values())
+        return self._mean_size / sum(layer_sizes(self.evidence.network, self.layers).values())
 
     @cached_property
     def _everywhere(self) -> Intervention:
@@ -200,12 +207,12 @@ class NeuronMethod(Method):
 
     def _switch_off(self, neurons: NeuronSet) -> Intervention:
         factor = self.options["factor"]
-        return Intervention(deactivation_factors(self.evidence.pipeline.unet, neurons, factor=factor))
+        return Intervention(deactivation_factors(self.evidence.network, neurons, factor=factor))
 
 
 @contextmanager
-def _replaced(unet: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    parameters = dict(unet.named_parameters()) if weights else {}
+def _replaced(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    parameters = dict(network.named_parameters()) if weights else {}
     for name, value in weights.items():
         shape = tuple(parameters[name].shape) if name in parameters else "none"
         if shape != tuple(value.shape):

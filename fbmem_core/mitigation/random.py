@@ -26,7 +26,7 @@ class Random(NeuronMethod):
         num = len(self.evidence.neurons.get(prompt_id, NO_NEURONS))
         if not num:
             return NO_NEURONS
-        sizes = layer_sizes(self.evidence.pipeline.unet, self.layers)
+        sizes = layer_sizes(self.evidence.network, self.layers)
         every = [(layer, neuron) for layer, size in sizes.items() for neuron in range(size)]
         what = f"{prompt_id}\0{self.options['seed']:.0f}".encode()
         generator = np.random.default_rng(int.from_bytes(hashlib.sha256(what).digest()[:8], "big"))

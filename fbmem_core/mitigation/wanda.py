@@ -15,12 +15,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts
+from fbmem_core.diffusion.guidance import NO_GUIDANCE
+from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts, encode_unconditional
 from fbmem_core.diffusion.seed_agreement import predict_clean_latents
 from fbmem_core.errors import InputError
 from fbmem_core.mitigation.method import NO_INTERVENTION, Evidence, Intervention, Method
 
-_LAYERS = re.compile(r".*\.transformer_blocks\.\d+\.ff\.net\.2")
+_LAYERS = re.compile(r"(?:.*\.)?transformer_blocks\.\d+\.ff\.net\.2")
 
 
 class Wanda(Method):
@@ -63,11 +64,11 @@ class Wanda(Method):
     def _pruned(self) -> tuple[Intervention, int]:
         if not self.evidence.memorized:
             return NO_INTERVENTION, 0
-        unet = self.evidence.pipeline.unet
+        network = self.evidence.network
         memorized, empty = self._input_norms([self.evidence.prompts[p] for p in sorted(self.evidence.memorized)])
         weights, num_pruned = {}, 0
         for layer, norms in memorized.items():
-            weight = unet.get_submodule(layer).weight.detach()
+            weight = network.get_submodule(layer).weight.detach()
             mask = pruned_mask(weight, norms, empty[layer], sparsity=self.options["sparsity"])
             num_pruned += int(mask.sum())
             weights[f"{layer}.weight"] = weight.masked_fill(mask, 0)
@@ -78,7 +79,7 @@ class Wanda(Method):
         known = self.evidence
         size: dict[str, Any] = {"height": known.height, "width": known.width}
         latents = FirstStep(known.pipeline, known.seeds, num_steps=known.num_steps, **size).latents
-        conditions = encode_prompts(known.pipeline, ["", *prompts], **size)
+        conditions = encode_prompts(known.pipeline, prompts, **size)
         num_steps = math.ceil(self.options["early"] * known.num_inference_steps)
 
         def run(condition: Conditioning) -> None:
@@ -86,15 +87,15 @@ class Wanda(Method):
                 known.pipeline,
                 latents,
                 (condition, condition),
-                guidance_scale=1.0,
+                guidance=NO_GUIDANCE,
                 num_inference_steps=known.num_inference_steps,
                 num_steps=num_steps,
             )
 
-        with _summed_squares(known.pipeline.unet) as of_empty:
-            run(conditions.rows(0))
-        with _summed_squares(known.pipeline.unet) as of_memorized:
-            for row in range(1, len(conditions)):
+        with _summed_squares(known.network) as of_empty:
+            run(encode_unconditional(known.pipeline, **size))
+        with _summed_squares(known.network) as of_memorized:
+            for row in range(len(conditions)):
                 run(conditions.rows(row))
         return (
             {layer: (squares / len(prompts)).sqrt() for layer, squares in of_memorized.items()},
@@ -118,11 +119,16 @@ def pruned_mask(weight: Tensor, norms: Tensor, empty_norms: Tensor, *, sparsity:
 
 
 @contextmanager
-def _summed_squares(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
+def _summed_squares(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Inside the `with`, the squares of the layers' inputs are summed over samples and tokens: by layer [in]."""
-    layers = [name for name, _ in unet.named_modules() if _LAYERS.fullmatch(name)]
+    layers = [name for name, _ in network.named_modules() if _LAYERS.fullmatch(name)]
     if not layers:
-        raise InputError("a U-Net with transformer blocks", "none", where="its blocks", cure="Leave out `wanda`.")
+        raise InputError(
+            "a network with feed-forward layers beside its attention",
+            "none",
+            where="its blocks",
+            cure="Leave out `wanda`.",
+        )
     total: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for name in layers:
@@ -131,5 +137,5 @@ def _summed_squares(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
                 squares = inputs[0].float().square().flatten(0, -2).sum(dim=0)
                 total[name] = total[name] + squares if name in total else squares
 
-            stack.callback(unet.get_submodule(name).register_forward_pre_hook(add).remove)
+            stack.callback(network.get_submodule(name).register_forward_pre_hook(add).remove)
         yield total

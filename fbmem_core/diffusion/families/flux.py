@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fbmem_core.diffusion.denoiser import Conditioning, Denoiser, Guidance
+from fbmem_core.diffusion.denoiser import Conditioning, Denoiser
 from fbmem_core.diffusion.families.sd3 import flow_shift
+from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.schedule import Step
 
 _POOLED = "pooled"
@@ -34,7 +35,7 @@ class Flux(Denoiser):
         told = torch.full((num,), guidance_scale, device=latents.device) if self.config.guidance_embeds else None
         output = self.network(
             hidden_states=pack(latents.to(self.dtype)),
-            timestep=torch.full((num,), step.timestep, device=latents.device, dtype=self.dtype) / 1000,
+            timestep=self.timesteps(step, latents).to(self.dtype) / 1000,
             guidance=told,
             pooled_projections=condition.added[_POOLED],
             encoder_hidden_states=condition.embeds,
@@ -55,10 +56,9 @@ class Flux(Denoiser):
         size = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
         return size, size
 
-    def embed_arguments(self, condition: Conditioning, num: int) -> dict[str, Any]:
+    def embed_arguments(self, condition: Conditioning, guidance: Guidance) -> dict[str, Any]:
         """Both texts."""
-        repeated = condition.repeat(num)
-        return {"prompt_embeds": repeated.embeds, "pooled_prompt_embeds": repeated.added[_POOLED]}
+        return {"prompt_embeds": condition.embeds, "pooled_prompt_embeds": condition.added[_POOLED]}
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self.pipeline.tokenizer_2, _MAX_TOKENS)]

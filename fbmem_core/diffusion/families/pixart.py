@@ -1,4 +1,4 @@
-"""PixArt-alpha and PixArt-sigma: PixArtTransformer2DModel, cross-attention to T5, a learned variance beside the noise."""
+"""PixArt-alpha and -sigma: PixArtTransformer2DModel, cross-attention to T5, a learned variance beside the noise."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fbmem_core.diffusion.denoiser import MASK, Conditioning, Denoiser
+from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.schedule import Step
 
 _RESOLUTION, _ASPECT = "resolution", "aspect_ratio"
@@ -53,7 +54,7 @@ class PixArt(Denoiser):
             latents.to(self.dtype),
             encoder_hidden_states=condition.embeds,
             encoder_attention_mask=condition.added[MASK],
-            timestep=torch.full((len(latents),), step.timestep, device=latents.device),
+            timestep=self.timesteps(step, latents),
             added_cond_kwargs={name: condition.added.get(name) for name in (_RESOLUTION, _ASPECT)},
             return_dict=False,
         )[0]
@@ -62,16 +63,16 @@ class PixArt(Denoiser):
     def _is_value_layer(self, name: str, module: nn.Module) -> bool:
         return name.endswith(".attn2.to_v") and isinstance(module, nn.Linear)
 
-    def call_arguments(self, guidance: Any) -> dict[str, Any]:
+    def call_arguments(self, guidance: Guidance) -> dict[str, Any]:
         """Sizes that the network was not trained for are sampled as they are."""
         arguments = super().call_arguments(guidance)
         if self.config.sample_size not in (32, 64, 128, 256):
             arguments["use_resolution_binning"] = False
         return arguments
 
-    def embed_arguments(self, condition: Conditioning, num: int) -> dict[str, Any]:
+    def embed_arguments(self, condition: Conditioning, guidance: Guidance) -> dict[str, Any]:
         """The text and its mask; the empty one beside it is the pipeline's own."""
-        return masked_arguments(self, condition.repeat(num))
+        return masked_arguments(self, condition, guidance)
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self.pipeline.tokenizer, defaults(self.pipeline, ["max_sequence_length"])["max_sequence_length"])]
@@ -96,13 +97,12 @@ def without_variance(output: Tensor, num_channels: int) -> Tensor:
     return output[:, :num_channels] if output.shape[1] == 2 * num_channels else output
 
 
-def masked_arguments(denoiser: Denoiser, condition: Conditioning) -> dict[str, Any]:
-    """The arguments of pipelines whose texts have masks, which want the negative prompt encoded too."""
-    num, size = len(condition), {"height": 0, "width": 0}
-    del size
-    arguments = {"prompt_embeds": condition.embeds, "prompt_attention_mask": condition.added[MASK]}
-    empty = denoiser._encode([""], height=8, width=8).repeat(num)
-    return arguments | {
+def masked_arguments(denoiser: Denoiser, condition: Conditioning, guidance: Guidance) -> dict[str, Any]:
+    """The arguments of pipelines whose texts have masks: they want the negative prompt encoded too."""
+    empty = denoiser.encode_unconditional(guidance.negative_prompt, height=8, width=8).repeat(len(condition))
+    return {
+        "prompt_embeds": condition.embeds,
+        "prompt_attention_mask": condition.added[MASK],
         "negative_prompt": None,
         "negative_prompt_embeds": empty.embeds,
         "negative_prompt_attention_mask": empty.added[MASK],

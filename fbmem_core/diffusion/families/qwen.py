@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fbmem_core.diffusion.denoiser import MASK, Conditioning, Denoiser, Guidance
+from fbmem_core.diffusion.denoiser import MASK, Conditioning, Denoiser
 from fbmem_core.diffusion.families.flux import pack, packed_step_settings, unpack
+from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.schedule import Step
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class QwenImage(Denoiser):
         mask = condition.added[MASK]
         output = self.network(
             hidden_states=pack(latents.to(self.dtype)),
-            timestep=torch.full((num,), step.timestep, device=latents.device, dtype=self.dtype) / 1000,
+            timestep=self.timesteps(step, latents).to(self.dtype) / 1000,
             guidance=told,
             encoder_hidden_states_mask=None if mask.all() else mask,
             encoder_hidden_states=condition.embeds,
@@ -70,10 +71,9 @@ class QwenImage(Denoiser):
             return {"true_cfg_scale": 1.0}
         return {"true_cfg_scale": guidance.scale, "negative_prompt": negative_prompt}
 
-    def embed_arguments(self, condition: Conditioning, num: int) -> dict[str, Any]:
+    def embed_arguments(self, condition: Conditioning, guidance: Guidance) -> dict[str, Any]:
         """The text and its mask."""
-        repeated = condition.repeat(num)
-        return {"prompt_embeds": repeated.embeds, "prompt_embeds_mask": repeated.added[MASK]}
+        return {"prompt_embeds": condition.embeds, "prompt_embeds_mask": condition.added[MASK]}
 
     @torch.no_grad()
     def encode_image(self, image: Image.Image) -> Tensor:

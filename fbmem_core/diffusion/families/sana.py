@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fbmem_core.diffusion.denoiser import MASK, Conditioning, Denoiser
 from fbmem_core.diffusion.families.pixart import defaults, masked_arguments, nearest_bin, without_variance
+from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.schedule import Step
 
 _BINNED = (16, 32, 64, 128)
@@ -48,7 +49,7 @@ class Sana(Denoiser):
 
     def predict(self, latents: Tensor, step: Step, condition: Conditioning, *, guidance_scale: float = 1.0) -> Tensor:
         """See Denoiser."""
-        timestep = torch.full((len(latents),), step.timestep, device=latents.device) * self.config.timestep_scale
+        timestep = self.timesteps(step, latents) * self.config.timestep_scale
         output: Tensor = self.network(
             latents.to(self.dtype),
             encoder_hidden_states=condition.embeds.to(self.dtype),
@@ -61,16 +62,16 @@ class Sana(Denoiser):
     def _is_value_layer(self, name: str, module: nn.Module) -> bool:
         return name.endswith(".attn2.to_v") and isinstance(module, nn.Linear)
 
-    def call_arguments(self, guidance: Any) -> dict[str, Any]:
+    def call_arguments(self, guidance: Guidance) -> dict[str, Any]:
         """Sizes that the network was not trained for are sampled as they are."""
         arguments = super().call_arguments(guidance)
         if self.config.sample_size not in _BINNED:
             arguments["use_resolution_binning"] = False
         return arguments
 
-    def embed_arguments(self, condition: Conditioning, num: int) -> dict[str, Any]:
+    def embed_arguments(self, condition: Conditioning, guidance: Guidance) -> dict[str, Any]:
         """The text and its mask."""
-        return masked_arguments(self, condition.repeat(num))
+        return masked_arguments(self, condition, guidance)
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self.pipeline.tokenizer, defaults(self.pipeline, ["max_sequence_length"])["max_sequence_length"])]

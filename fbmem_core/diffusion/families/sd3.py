@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fbmem_core.diffusion.denoiser import Conditioning, Denoiser
+from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.schedule import Step
 
 _POOLED = "pooled"
@@ -45,7 +45,7 @@ class SD3(Denoiser):
         """See Denoiser."""
         output: Tensor = self.network(
             hidden_states=latents.to(self.dtype),
-            timestep=torch.full((len(latents),), step.timestep, device=latents.device),
+            timestep=self.timesteps(step, latents),
             encoder_hidden_states=condition.embeds,
             pooled_projections=condition.added[_POOLED],
             return_dict=False,
@@ -55,10 +55,9 @@ class SD3(Denoiser):
     def _is_value_layer(self, name: str, module: nn.Module) -> bool:
         return name.endswith(".attn.add_v_proj") and isinstance(module, nn.Linear)
 
-    def embed_arguments(self, condition: Conditioning, num: int) -> dict[str, Any]:
+    def embed_arguments(self, condition: Conditioning, guidance: Guidance) -> dict[str, Any]:
         """Both texts."""
-        repeated = condition.repeat(num)
-        return {"prompt_embeds": repeated.embeds, "pooled_prompt_embeds": repeated.added[_POOLED]}
+        return {"prompt_embeds": condition.embeds, "pooled_prompt_embeds": condition.added[_POOLED]}
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         read = [(getattr(self.pipeline, name, None), 77) for name in ("tokenizer", "tokenizer_2")]

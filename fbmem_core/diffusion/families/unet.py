@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fbmem_core.diffusion.denoiser import Conditioning, Denoiser, Guidance
+from fbmem_core.diffusion.denoiser import Conditioning, Denoiser
+from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.schedule import Step
 
 _VALUES = re.compile(r"(down_blocks|mid_block|up_blocks)\..*\.attn2\.to_v")
@@ -39,7 +40,7 @@ class UNet(Denoiser):
         """See Denoiser."""
         output: Tensor = self.network(
             latents.to(self.dtype),
-            torch.tensor(step.timestep, device=latents.device),
+            self.timesteps(step, latents),
             encoder_hidden_states=condition.embeds,
             timestep_cond=self._told_guidance(guidance_scale, len(latents)),
             added_cond_kwargs=dict(condition.added) or None,
@@ -90,7 +91,6 @@ class UNetXL(UNet):
         sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=embeds.dtype, device=embeds.device)
         return Conditioning(embeds, {"text_embeds": pooled, "time_ids": sizes.repeat(len(embeds), 1)})
 
-    def embed_arguments(self, condition: Conditioning, num: int) -> dict[str, Any]:
+    def embed_arguments(self, condition: Conditioning, guidance: Guidance) -> dict[str, Any]:
         """Both texts."""
-        repeated = condition.repeat(num)
-        return {"prompt_embeds": repeated.embeds, "pooled_prompt_embeds": repeated.added["text_embeds"]}
+        return {"prompt_embeds": condition.embeds, "pooled_prompt_embeds": condition.added["text_embeds"]}
