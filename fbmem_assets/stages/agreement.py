@@ -97,7 +97,7 @@ def _shards(store: AuditStore, key: str) -> dict[str, pl.DataFrame]:
     masks = tables.read("masks", key, shard="generation*")
     usable = dict(masks.filter(pl.col("path").is_not_null()).select("image_id", "path").iter_rows())
     texts = dict(tables.read("prompts", key).select("prompt_id", "prompt").iter_rows())
-    sampling = audit.sampling.model_dump(exclude={"seed", "device", "batch_size", "compile", "channels_last"})
+    sampling = audit.sampling.of_images()
     shards = {}
     generations = BASELINE.rows(store, "generations", key).with_columns(
         pl.struct("method", "prompt_id", "seed")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fbmem_core.audit.config import Audit, Sampling
+from fbmem_core.audit.config import Audit
 from fbmem_core.diffusion.architectures import ARCHITECTURES, recommended_settings
 from fbmem_core.diffusion.checkpoint import Checkpoint
 from fbmem_core.diffusion.device import check_dtype, choose_device, choose_dtype
+from fbmem_core.diffusion.settings import SamplingConfig
 from fbmem_core.errors import InputError
 
 _HALF = "float16"
@@ -32,7 +33,7 @@ def settled_audit(audit: Audit, checkpoint: Checkpoint) -> Audit:
     return audit.model_copy(update={"sampling": sampling.model_copy(update=changes)})
 
 
-def _dtype(sampling: Sampling, checkpoint: Checkpoint) -> str:
+def _dtype(sampling: SamplingConfig, checkpoint: Checkpoint) -> str:
     if sampling.dtype == "auto" and checkpoint.dtype == "float32":
         return "float32"  # on any device: torch need not be asked
     if sampling.dtype not in ("auto", _HALF):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -285,14 +286,19 @@ class Denoiser(ABC):
         There the text runs through the blocks beside the latents, so the layers are read in a pass at the first step,
         from the latents of seed 0; in a U-Net they are given the text itself.
         """
-        from fbmem_core.neurons.hooks import record_outputs
-
         height, width = self._native_size()
         latents = self.initial_latents([0], height=height, width=width).expand(len(condition), -1, -1, -1)
         step = self.schedule(50, height=height, width=width).steps[0]
-        with record_outputs(self.network, layers) as outputs:
+        outputs: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for layer in layers:
+
+                def keep(_module: nn.Module, _input: Any, output: Tensor, layer: str = layer) -> None:
+                    outputs[layer] = output
+
+                stack.callback(self.network.get_submodule(layer).register_forward_hook(keep).remove)
             self.predict(latents, step, condition)
-        return {layer: values[0] for layer, values in outputs.items()}
+        return {layer: outputs[layer] for layer in layers}
 
     def _native_size(self) -> tuple[int, int]:
         size = int(getattr(self.config, "sample_size", 0) or 64) * self.pipeline.vae_scale_factor

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fbmem_core.audit.config import Sampling
+    from fbmem_core.diffusion.settings import SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,6 @@ class Guidance:
 NO_GUIDANCE = Guidance()
 
 
-def guidance_of(sampling: Sampling) -> Guidance:
+def guidance_of(sampling: SamplingConfig) -> Guidance:
     """The guidance of an audit."""
     return Guidance(sampling.guidance_scale, sampling.guidance_rescale, sampling.negative_prompt)

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fbmem_core.audit.config import Mode
 from fbmem_core.diffusion.denoiser import Conditioning, denoiser_of
 from fbmem_core.diffusion.schedule import MIN_SIGNAL, clean_from_output, noise_from_output
 from fbmem_core.diffusion.schedule_names import EPSILON
+from fbmem_core.diffusion.settings import Mode
 from fbmem_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class FirstStep:
     """The first step of sampling without guidance, for one initial latent a seed.
 
     Where the first latents are noise alone (flow matching, zero terminal SNR) and the network does not predict eps
-    itself, eps is x_T whatever the prompt, and says nothing. There x_T - x_0 stands for eps: the way in which eps begins
-    to differ from x_T as soon as there is signal.
+    itself, eps is x_T whatever the prompt, and says nothing. There x_T - x_0 stands for eps: the way in which eps
+    begins to differ from x_T as soon as there is signal.
 
     Args:
         pipeline: Its network and its own scheduler are used.

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fbmem_core.audit.config import Sampling
 from fbmem_core.diffusion.denoiser import Denoiser, denoiser_of
 from fbmem_core.diffusion.guidance import guidance_of
+from fbmem_core.diffusion.settings import SamplingConfig
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -37,7 +37,7 @@ class Request:
 def sample(
     pipeline: DiffusionPipeline,
     requests: Sequence[Request],
-    sampling: Sampling,
+    sampling: SamplingConfig,
     *,
     embeds: Tensor | None = None,
 ) -> Iterator[tuple[Request, Image.Image]]:
@@ -95,7 +95,9 @@ def to_image(pixels: np.ndarray) -> Image.Image:
     return image
 
 
-def _texts(denoiser: Denoiser, batch: Sequence[Request], sampling: Sampling, embeds: Tensor | None) -> dict[str, Any]:
+def _texts(
+    denoiser: Denoiser, batch: Sequence[Request], sampling: SamplingConfig, embeds: Tensor | None
+) -> dict[str, Any]:
     """What the pipeline is called with for prompts."""
     prompts = [request.prompt for request in batch]
     if embeds is None:
@@ -104,9 +106,9 @@ def _texts(denoiser: Denoiser, batch: Sequence[Request], sampling: Sampling, emb
     return denoiser.embed_arguments(condition, guidance_of(sampling))
 
 
-def content_key(fingerprint: str, method: str, request: Request, sampling: Sampling) -> str:
+def content_key(fingerprint: str, method: str, request: Request, sampling: SamplingConfig) -> str:
     """12 hex digits that name an image by everything that determines it; batch size and device are not among
     that."""
-    what = sampling.model_dump(exclude={"seed", "device", "batch_size", "compile", "channels_last"})
+    what = sampling.of_images()
     parts = [_VERSION, fingerprint, method, request.prompt, request.seed, what]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fbmem_core.audit.config import Layers
 from fbmem_core.diffusion.denoiser import denoiser_of, no_value_layers
+from fbmem_core.neurons import Layers
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

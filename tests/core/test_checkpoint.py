@@ -297,7 +297,7 @@ def test_a_loaded_pipeline_is_quiet_whole_and_of_the_asked_dtype(tiny_checkpoint
 def test_a_named_device_stays_and_auto_is_one_that_exists():
     assert choose_device("cpu") == "cpu"
     with pytest.raises(
-        InputError, match="Expected the device `cuda:99`, but got .* in this machine. Set `device: cpu`"
+        InputError, match=r"^Expected the device `cuda:99`, but got .* in this machine\. Set `device: cpu`"
     ):
         choose_device("cuda:99")
     assert torch.zeros(1, device=choose_device("auto")).item() == 0
