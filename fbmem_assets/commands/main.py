@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import dagster as dg
     import polars as pl
 
+    from fbmem_core.audit.config import Audit
+
 DEFAULT_AUDIT = Path("data/audits/canary.yaml")
 _INSTANCE_VARIABLE = "FBMEM_DAGSTER"
 _INSTANCE_CONFIG = "telemetry: {enabled: false}\nnux: {enabled: false}\n"
@@ -81,6 +83,7 @@ def audit(file: Path, store: str, until: str | None) -> None:
         raise click.BadParameter(f"expected one of {', '.join(stages)}, but got `{until}`", param_hint="--until")
     resource = AuditStore(root=str(Store(store).root))
     key = register_audit(file, resource.tables, instance)
+    _check_devices(resource.open(key).config)
     click.echo(f"auditing {key}", err=True)
     chosen = stages if until is None else stages[: stages.index(until) + 1]
     parts: list[Any] = [*assets, *checks]
@@ -217,6 +220,14 @@ def canary(out: Path, state: Path, device: str, pictures_only: bool) -> None:
 main.add_command(neurons)
 main.add_command(deactivate)
 main.add_command(mitigations)
+
+
+def _check_devices(config: Audit) -> None:
+    """Refuse a device that is not there before anything is read; torch is asked for named ones alone."""
+    for device in {config.sampling.device, config.similarity.device} - {"auto", "cpu"}:
+        from fbmem_core.diffusion.device import choose_device
+
+        choose_device(device)
 
 
 def _instance(store: str) -> dg.DagsterInstance:

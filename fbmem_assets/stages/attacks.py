@@ -17,7 +17,7 @@ from fbmem_core.audit.results import BASELINE, MITIGATED, AuditedCheckpoint
 from fbmem_core.evaluation import Attack
 from fbmem_core.labels import SEVERITY
 from fbmem_core.similarity import SIMILARITIES
-from fbmem_core.store.images import image_path, save_png
+from fbmem_core.store.images import UNUSABLE, image_path, save_png
 from fbmem_core.store.tables import digest
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ def _strangers(audit: AuditedCheckpoint) -> list[str]:
 def _attack(audit: AuditedCheckpoint, trial: Trial, attack: Attack, row: dict[str, Any]) -> list[dict[str, Any]]:
     """One row; none where the cluster has no other prompt."""
     sample = _paraphrased if attack == "paraphrase" else _adversarial
-    images = [image for _, image in sample(audit, trial, row)]
+    # what holds no picture shows nothing, neither a return nor its absence
+    images = [image for _, image in sample(audit, trial, row) if UNUSABLE not in image.info]
     if not images:
         return []
     only = row["reference"] if attack == "control" else None

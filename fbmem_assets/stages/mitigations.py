@@ -147,10 +147,19 @@ class Trial:
         self.key, self.shard = f"{spec.title}:{key}", f"{spec.title}-{key}"
 
     def sample(self, some: "Sequence[Request]") -> "Iterator[tuple[Request, Image.Image]]":
-        """Sample under the method."""
+        """Sample under the method. Where it changes nothing, the image of the model as it is stands for its own."""
         from fbmem_core.mitigation.sampling import sample_mitigated
 
-        return sample_mitigated(self.audit.pipeline, some, self.audit.config.sampling, _Interventions(self))
+        rows = self.audit.read("generations", BASELINE).select("prompt_id", "seed", "path").iter_rows()
+        paths = {(prompt_id, seed): path for prompt_id, seed, path in rows}
+        changed = []
+        for request in some:
+            path = paths.get((request.prompt_id, request.seed))
+            if path is None or self.intervention(request.prompt_id).key:
+                changed.append(request)
+            else:
+                yield request, open_image(self.audit.store, path)
+        yield from sample_mitigated(self.audit.pipeline, changed, self.audit.config.sampling, _Interventions(self))
 
     def intervention(self, prompt_id: str) -> "Intervention":
         """What is changed while this prompt is sampled."""

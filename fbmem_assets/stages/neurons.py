@@ -14,7 +14,8 @@ from fbmem_core.errors import InputError
 from fbmem_core.store.tables import digest
 
 if TYPE_CHECKING:
-    from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep
+    from fbmem_core.diffusion.conditioning import Conditioning
+    from fbmem_core.diffusion.noise_difference import FirstStep
     from fbmem_core.neurons.localization import Localization
     from fbmem_core.neurons.statistics import ActivationStatistics
 

@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from fbmem_core.diffusion.conditioning import Conditioning
 from fbmem_core.diffusion.gradients import gradients_of
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts, encode_unconditional
+from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts, encode_unconditional
 from fbmem_core.diffusion.seed_agreement import predict_clean_latents
 from fbmem_core.mitigation.method import Evidence, NeuronMethod
 from fbmem_core.neurons.hooks import frozen, scale_neurons
