@@ -142,7 +142,7 @@ class AdapterConfig(Section):
     """A safetensors file on top of the checkpoint: a LoRA, times `weight`, or a textual inversion and its `token`."""
 
     path: Path
-    kind: Literal[lora, textual_inversion] = "lora"
+    kind: Literal["lora", "textual_inversion"] = "lora"
     weight: float = 1.0
     token: str = ""
 
