@@ -103,6 +103,7 @@ def _localize_part(context: dg.OpExecutionContext, store: AuditStore, part: Part
             threshold=threshold,
             batch_size=audit.config.neurons.batch_size,
             seed_margin=audit.config.neurons.seed_margin,
+            search=audit.config.neurons.search,
         )
         audit.write("neurons", _rows(prompt_id, found, condition, statistics, step), shard=shard)
         audit.write("localizations", [_summary(prompt_id, found)], shard=shard)
@@ -201,7 +202,9 @@ def _first_step(audit: AuditedCheckpoint, pipeline: Any) -> "FirstStep":
 def _shards(audit: AuditedCheckpoint) -> list[tuple[str, str, str]]:
     """(shard, prompt_id, prompt): the shard's name changes with everything that the neurons depend on."""
     sampling = audit.config.sampling.model_dump(include={"seed", "height", "width", "dtype"})
-    settings = audit.config.neurons.model_dump(include={"layers", "mode", "num_seeds", "num_steps", "seed_margin"})
+    settings = audit.config.neurons.model_dump(
+        include={"layers", "mode", "num_seeds", "num_steps", "seed_margin", "search"}
+    )
     facts = [audit.data_version(name) for name in ("activation_statistics", "similarity_thresholds")]
     found = []
     for prompt_id, text in audit.read("prompts").select("prompt_id", "prompt").iter_rows():
