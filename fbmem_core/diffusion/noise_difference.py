@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 NUM_STEPS = 50  # of DDIM, from which the timestep is taken
-_WEIGHTS = (0.33, 0.33, 0.33)  # of the scales, NeMo's
+SCALE_WEIGHTS = (0.33, 0.33, 0.33)  # NeMo's
 _WINDOW, _SIGMA = 11, 1.5
 _SMALLEST_WINDOW = 3
 
@@ -182,8 +182,8 @@ def difference_similarity(x: Float[Tensor, "n c h w"], y: Float[Tensor, "n c h w
         x,
         y,
         kernel_size=window,
-        sigma=_SIGMA * window / _WINDOW,
-        betas=_WEIGHTS,
+        sigma=gaussian_sigma(window),
+        betas=SCALE_WEIGHTS,
         data_range=1.0,
         reduction="none",
     )
@@ -199,6 +199,11 @@ def window_size(side: int) -> int:
             f"latents of at least {4 * _SMALLEST_WINDOW} px", f"{side} px", where="height, width", cure=cure
         )
     return window
+
+
+def gaussian_sigma(window: int) -> float:
+    """The deviation of the window's Gaussian: 1.5 for 11 px, in proportion for smaller ones."""
+    return _SIGMA * window / _WINDOW
 
 
 def pairwise_similarity(differences: Float[Tensor, "n c h w"]) -> Float[Tensor, "n n"]:
