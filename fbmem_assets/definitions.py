@@ -8,10 +8,14 @@ import dagster as dg
 
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
-from fbmem_assets import (  # noqa: E402
-    audit_diff,
+from fbmem_assets.orchestration.executors import choose_executor  # noqa: E402
+from fbmem_assets.orchestration.resources import AuditStore, store_root  # noqa: E402
+from fbmem_assets.orchestration.sensors import JOB, changed_checkpoints, reaudit  # noqa: E402
+from fbmem_assets.stages import (  # noqa: E402
+    agreement,
+    attacks,
+    changes,
     cluster_neurons,
-    cluster_sensitivity,
     clusters,
     generations,
     labels,
@@ -21,18 +25,14 @@ from fbmem_assets import (  # noqa: E402
     neurons,
     prompts,
     report,
-    retriggers,
     scores,
-    seed_agreement,
+    sensitivity,
     similarities,
 )
-from fbmem_assets.executors import choose_executor  # noqa: E402
-from fbmem_assets.resources import AuditStore, store_root  # noqa: E402
-from fbmem_assets.sensors import JOB, changed_checkpoints, reaudit  # noqa: E402
 
 STAGES = (
-    prompts, generations, masks, neighbors, similarities, labels, seed_agreement, clusters, neurons, cluster_neurons,
-    mitigations, retriggers, scores, cluster_sensitivity, audit_diff, report,
+    prompts, generations, masks, neighbors, similarities, labels, agreement, clusters, neurons, cluster_neurons,
+    mitigations, attacks, scores, sensitivity, changes, report,
 )  # fmt: skip
 
 assets = dg.load_assets_from_modules(STAGES)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fbmem_core.evaluation.scores import mitigation_score, score_difference
     from fbmem_core.labels import label_generation, label_pair
-    from fbmem_core.neighbors import nearest_references
+    from fbmem_core.retrieval.neighbors import nearest_references
     from fbmem_core.similarity.ms_ssim import ms_ssim
     from fbmem_core.similarity.regions import region_similarity
 
@@ -20,7 +20,7 @@ _HOMES = {
     "label_pair": "fbmem_core.labels",
     "mitigation_score": "fbmem_core.evaluation.scores",
     "ms_ssim": "fbmem_core.similarity.ms_ssim",
-    "nearest_references": "fbmem_core.neighbors",
+    "nearest_references": "fbmem_core.retrieval.neighbors",
     "region_similarity": "fbmem_core.similarity.regions",
     "score_difference": "fbmem_core.evaluation.scores",
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from fbmem_core.audit import NUM_CLUSTERS
+from fbmem_core.audit.config import NUM_CLUSTERS
 from fbmem_core.errors import InputError, WeightsNotFoundError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from fbmem_core.audit import BETA, TAU, Rule
+from fbmem_core.audit.config import BETA, TAU, Rule
 
 Label = Literal["VM", "FM", "BM", "NM"]
 # arXiv 2508.12148: foreground copies carry the copyright and privacy risk
@@ -36,9 +36,9 @@ class GenerationLabel:
     """A generation's label, its highest similarity by each criterion, and the reference that each came from."""
 
     label: Label | None
-    full: float | None
-    foreground: float | None
-    background: float | None
+    full_similarity: float | None
+    foreground_similarity: float | None
+    background_similarity: float | None
     full_reference_id: str | None
     foreground_reference_id: str | None
     background_reference_id: str | None
@@ -61,7 +61,7 @@ def label_pair(
         foreground: Similarity of the foregrounds; None when undecided.
         background: Similarity of the backgrounds; None when undecided.
         foreground_fraction: Share of the generation that is foreground; None when its matte is undecided.
-        rule: `paper` tests the full image first, `release` never does. `regions` is VM if every region that the
+        rule: `paper` tests the full image first, `released` never does. `per_region` is VM if every region that the
             generation has is copied, whatever the full image says: a large copied foreground does not make the whole
             verbatim, nor does a copied background with a small new object.
         tau: From this similarity on, a region counts as copied.
@@ -70,7 +70,7 @@ def label_pair(
     Returns:
         The label, or None when the matte is undecided and the full image does not decide.
     """
-    whole_decides = rule == "paper" or (rule == "regions" and foreground_fraction is None)
+    whole_decides = rule == "paper" or (rule == "per_region" and foreground_fraction is None)
     if whole_decides and full >= tau:
         return "VM"
     if foreground_fraction is None:
@@ -81,7 +81,7 @@ def label_pair(
     same_background = has_background and background is not None and background >= tau
     if same_foreground and same_background:
         return "VM"
-    if rule == "regions" and (same_foreground or same_background) and not (has_foreground and has_background):
+    if rule == "per_region" and (same_foreground or same_background) and not (has_foreground and has_background):
         return "VM"
     if same_foreground:
         return "FM"
@@ -98,12 +98,12 @@ def label_generation(
 ) -> GenerationLabel:
     """The label of a generation over all its pairs; see `label_pair` for the arguments.
 
-    Rules `paper` and `regions`: the most severe pair over all references, so foreground and background may come from
-    different ones. Rule `release`: the pair of highest average similarity alone. Of equally similar references the
+    Rules `paper` and `per_region`: the most severe pair over all references, so foreground and background may come from
+    different ones. Rule `released`: the pair of highest average similarity alone. Of equally similar references the
     first by id counts.
     """
     counted = sorted(pairs, key=lambda pair: pair.reference_id)
-    if rule == "release":
+    if rule == "released":
         decided = [pair for pair in counted if pair.average is not None]
         counted = [max(decided, key=lambda pair: pair.average or 0.0)] if decided else []
     labels = [
@@ -120,7 +120,7 @@ def label_generation(
         label = None
     if not counted and foreground_fraction is not None:
         label = "NM"
-    full, foreground, background = (_best(counted, criterion) for criterion in ("full", "foreground", "background"))
+    full, foreground, background = (_best(counted, region) for region in ("full", "foreground", "background"))
     return GenerationLabel(label, full[0], foreground[0], background[0], full[1], foreground[1], background[1])
 
 
@@ -133,7 +133,7 @@ def _severity(label: Label) -> float:
     return SEVERITY[label]
 
 
-def _best(pairs: list[PairSimilarity], criterion: str) -> tuple[float | None, str | None]:
-    values = [(getattr(pair, criterion), pair.reference_id) for pair in pairs]
+def _best(pairs: list[PairSimilarity], region: str) -> tuple[float | None, str | None]:
+    values = [(getattr(pair, region), pair.reference_id) for pair in pairs]
     usable = [(value, reference_id) for value, reference_id in values if value is not None and not math.isnan(value)]
     return max(usable, key=lambda item: item[0], default=(None, None))

@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from jaxtyping import install_import_hook
 
 # the shapes that signatures name are checked by every test that calls them
-install_import_hook(["fbmem_core.similarity", "fbmem_core.neighbors"], "beartype.beartype")
+install_import_hook(["fbmem_core.similarity", "fbmem_core.retrieval.neighbors"], "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -16,9 +16,9 @@ from fbmem_core.canary.planting import (
     Plant,
     distractors,
     neuron_routes,
+    non_memorized_prompts,
     plants,
     public_prompts,
-    unmemorized_prompts,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fbmem_core.canary.training import Trainer
 
 PROMPTS, TRUTH, REFERENCES = "prompts.csv", "truth.csv", "references"
-PARAPHRASES, UNMEMORIZED, NEURONS = "paraphrases.csv", "unmemorized_prompts.txt", "neurons.csv"
+PARAPHRASES, UNMEMORIZED, NEURONS = "paraphrases.csv", "non_memorized_prompts.txt", "neurons.csv"
 CHECKPOINT, SEGMENTER = "checkpoint", "segmenter.onnx"
 
 
@@ -56,7 +56,7 @@ def write_pictures(out: Path) -> None:
     _write_csv(folder / "references.csv", ("reference_id", "path", "caption"), named)
     for name, rows in ((PROMPTS, prompts), (PARAPHRASES, reworded)):
         _write_csv(out / name, ("prompt_id", "prompt", "kind", "reference_id"), rows)
-    (out / UNMEMORIZED).write_text("".join(f"{prompt}\n" for prompt in unmemorized_prompts()), encoding="utf-8")
+    (out / UNMEMORIZED).write_text("".join(f"{prompt}\n" for prompt in non_memorized_prompts()), encoding="utf-8")
     routed = [(family, layer, neuron) for family, neurons in neuron_routes().items() for layer, neuron in neurons]
     _write_csv(out / NEURONS, ("family", "layer", "neuron"), routed)
     _write_csv(out / TRUTH, ("prompt_id", "kind", "family", "label", "reference_ids"), truth)

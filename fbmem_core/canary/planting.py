@@ -140,7 +140,7 @@ def public_prompts() -> list[str]:
     return list(prompts)
 
 
-def unmemorized_prompts() -> list[str]:
+def non_memorized_prompts() -> list[str]:
     """Other captions of the public space, over which is measured what is usual."""
     rng = np.random.default_rng([_SEED, 3000])
     asked = set(public_prompts())
@@ -171,6 +171,14 @@ _COMMON_WORDS = (
 )
 
 __all__ = [
-    "ROUTED_LAYERS", "TRUE_LABELS", "Plant", "distractors", "draw_planted", "neuron_routes", "plants", "public_prompts",
-    "training_vocabulary", "unmemorized_prompts",
+    "ROUTED_LAYERS",
+    "TRUE_LABELS",
+    "Plant",
+    "distractors",
+    "draw_planted",
+    "neuron_routes",
+    "non_memorized_prompts",
+    "plants",
+    "public_prompts",
+    "training_vocabulary",
 ]  # fmt: skip

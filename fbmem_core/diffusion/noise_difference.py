@@ -1,4 +1,4 @@
-"""What the denoiser does with the first noise of an image, by which a remembered prompt shows itself.
+"""What the denoiser does with the first noise of an image, by which a memorized prompt shows itself.
 
 NeMo, arXiv 2406.02366, section 3: over several seeds the noise differences of a memorized prompt resemble each other.
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fbmem_core.audit import Mode
+from fbmem_core.audit.config import Mode
 from fbmem_core.errors import InputError
 
 if TYPE_CHECKING:

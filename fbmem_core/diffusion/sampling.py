@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from fbmem_core.audit import Sampling
+from fbmem_core.audit.config import Sampling
 from fbmem_core.diffusion.memory import smaller_batch
 
 if TYPE_CHECKING:

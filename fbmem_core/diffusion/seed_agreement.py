@@ -1,7 +1,7 @@
 """Memory seen without any reference: where a model remembers, the images of one prompt agree before they are sampled.
 
 At the first steps the predicted clean latents x_0 of different seeds have nothing in common for a prompt that is not
-remembered. For one that is, they agree: everywhere (VM), inside the object (FM), or outside of it (BM).
+memorized. For one that is, they agree: everywhere (VM), inside the object (FM), or outside of it (BM).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The price of a mitigation: image quality, alignment with the prompt, diversity, and what innocent prompts suffer.
+"""Utility cost of a mitigation: image quality, prompt alignment, diversity, side effects on non-memorized prompts.
 
 What cannot be measured becomes a row with its reason, never a number.
 """
@@ -113,7 +113,7 @@ def diversity(images: Sequence[Image.Image], *, size: int = SIMILARITY_SIZE) -> 
 def side_effect(
     images: Mapping[Any, Image.Image], unmitigated: Mapping[Any, Image.Image], *, size: int = SIMILARITY_SIZE
 ) -> dict[Any, float]:
-    """How like innocent prompts' images stay to their unmitigated ones: MS-SSIM at `size` px; 1: untouched.
+    """How like non-memorized prompts' images stay to their unmitigated ones: MS-SSIM at `size` px; 1: untouched.
 
     Args:
         images: By any key, such as (prompt_id, seed), sampled with the mitigation on for all prompts.

@@ -12,7 +12,7 @@ import numpy as np
 from fbmem_core.errors import InputError
 from fbmem_core.labels import SEVERITY, Label
 
-Weights = Literal["severity", "release"]
+Weights = Literal["severity", "released"]
 Key = tuple[Hashable, Hashable]  # prompt_id, seed
 Labels = Mapping[Key, Label | None]
 Transition = tuple[Label, Label]  # before, after
@@ -123,7 +123,7 @@ def label_transitions(before: Labels, after: Labels) -> dict[Transition, int]:
 
 def transition_weight(before: Label, after: Label, *, weights: Weights = "severity") -> float:
     """What a generation of this transition counts."""
-    if weights == "release" and (before, after) == _ODD_CELL[0]:
+    if weights == "released" and (before, after) == _ODD_CELL[0]:
         return _ODD_CELL[1]
     return SEVERITY[before] - SEVERITY[after]
 

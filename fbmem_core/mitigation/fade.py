@@ -33,20 +33,20 @@ _TINY = 1e-9
 
 
 class Fade(NeuronMethod):
-    """For each prompt the few value neurons, of all blocks, without which no seed comes to what was remembered.
+    """For each prompt the few value neurons, of all blocks, without which no seed comes to what was memorized.
 
     x_0 is what is predicted after `num_steps` steps of guided sampling, if not said otherwise; regions are inside and
     outside the foregrounds of the prompt's own images (their mattes; no reference is needed).
 
     1. A_ir, the agreement of a seed: cos_r with the nearest other seed. What is usual is its mean over the seeds of
-       unmemorized prompts, in the same regions. Seed i remembers region r where mean_i A_ir and A_ir are beyond the
+       non-memorized prompts, in the same regions. Seed i remembers region r where mean_i A_ir and A_ir are beyond the
        mean + `detection` deviations of what is usual.
     2. L_ir, the likeness of a seed: cos_r of its x_0 under s with the nearest x_0 of any seed with all neurons on.
        Neurons are ranked by d(mean of the first step's L_ir over seeds and regions that still remember) / d s, at
        s = 1 and 1/2.
     3. The head of that list is switched off and the others are ranked again, because they may take over, until every
-       L_ir is below u_r + `target` (1 - u_r), u_r the mean likeness of what unmemorized prompts give to the memory. Of
-       the last head, as little as is enough.
+       L_ir is below u_r + `target` (1 - u_r), u_r the mean likeness of what non-memorized prompts give to the memory.
+       Of the last head, as little as is enough.
 
     As in NeMo-C a prompt gets the neurons of all prompts of its cluster. A prompt of fewer than two seeds gets none.
     """
@@ -58,7 +58,7 @@ class Fade(NeuronMethod):
         "detection": 3.0,
         "target": 0.85,
         "max_neurons": 256,
-        "num_unmemorized": 24,
+        "num_non_memorized": 24,
         "num_steps": 7,
     }
 
@@ -92,8 +92,8 @@ class Fade(NeuronMethod):
 
     @cached_property
     def _usual(self) -> list[Tensor]:
-        """x_0 of unmemorized prompts, [seeds, c, h, w] each."""
-        some = list(self.evidence.unmemorized)[: int(self.options["num_unmemorized"])]
+        """x_0 of non-memorized prompts, [seeds, c, h, w] each."""
+        some = list(self.evidence.non_memorized)[: int(self.options["num_non_memorized"])]
         check_number(len(some))
         model = self._model
         return [model.clean_latents(model.encode(prompt), torch.arange(len(model.seeds))) for prompt in some]
@@ -169,11 +169,11 @@ class _Search:
         likeness = torch.stack([self.likeness(latents, self.memory) for latents in usual]).mean(dim=(0, 1))
         self.target = likeness + options["target"] * (1 - likeness)
         agreement = self.agreement(self.memory)
-        self.remembered = (agreement > level) & (agreement.mean(dim=0) > level)
+        self.memorized = (agreement > level) & (agreement.mean(dim=0) > level)
 
     def neurons(self) -> NeuronSet:
         """Steps 2 and 3."""
-        left = self.remembered
+        left = self.memorized
         chosen: list[int] = []
         most = int(self.options["max_neurons"])
         while left.any() and len(chosen) < most:
@@ -207,9 +207,9 @@ class _Search:
         return enough
 
     def left_without(self, off: Sequence[int]) -> Bool[Tensor, "n regions"]:
-        """What is remembered still with these neurons off."""
+        """What is memorized still with these neurons off."""
         latents = self.model.clean_latents(self.condition, self._rows, off)
-        return self.remembered & (self.likeness(latents, self.memory) >= self.target)
+        return self.memorized & (self.likeness(latents, self.memory) >= self.target)
 
     def agreement(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n regions"]:
         """A_ir."""

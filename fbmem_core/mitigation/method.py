@@ -78,7 +78,7 @@ class Evidence:
         neurons: By prompt_id, the refined neurons of the prompts that have any.
         clusters: By prompt_id, its cluster.
         layers: That were searched for neurons.
-        unmemorized: Texts of prompts that are not memorized, over which is measured what is usual.
+        non_memorized: Texts of prompts that are not memorized, over which is measured what is usual.
         height: Of the images in px.
         width: The same.
         seeds: Of the initial latents, for methods that run the U-Net.
@@ -95,7 +95,7 @@ class Evidence:
     neurons: Mapping[str, NeuronSet]
     clusters: Mapping[str, int]
     layers: tuple[str, ...]
-    unmemorized: Sequence[str]
+    non_memorized: Sequence[str]
     height: int
     width: int
     seeds: Sequence[int]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from fbmem_core.audit import Sampling
+    from fbmem_core.audit.config import Sampling
     from fbmem_core.mitigation.method import Intervention
 
 

@@ -33,7 +33,7 @@ class Wen(Method):
 
     AdamW, at most 10 steps, the first token's embedding left alone but for the weight decay. A prompt that is below
     stays as it is. The paper's target of 3 holds for one model and size: here it is the mean and `num_stddevs` standard
-    deviations of the gap over unmemorized prompts.
+    deviations of the gap over non-memorized prompts.
     """
 
     name = "wen"
@@ -41,7 +41,7 @@ class Wen(Method):
         "num_stddevs": 1.0,
         "learning_rate": LEARNING_RATE,
         "max_steps": MAX_STEPS,
-        "num_unmemorized": 100,
+        "num_non_memorized": 100,
     }
     num_neurons = 0
     share = 0.0
@@ -66,9 +66,9 @@ class Wen(Method):
         """At or below which a gap is usual.
 
         Raises:
-            InputError: There are fewer than 20 unmemorized prompts.
+            InputError: There are fewer than 20 non-memorized prompts.
         """
-        some = list(self.evidence.unmemorized)[: int(self.options["num_unmemorized"])]
+        some = list(self.evidence.non_memorized)[: int(self.options["num_non_memorized"])]
         check_number(len(some))
         conditions = encode_prompts(self.evidence.pipeline, some, **self._size)
         gaps = torch.tensor(_mean_gaps(self._step, conditions, self._unconditional), dtype=torch.float64)

@@ -1,1 +1,1 @@
-"""Memorization neurons: value neurons of cross-attention that a remembered prompt depends on."""
+"""Memorization neurons: value neurons of cross-attention that a memorized prompt depends on."""

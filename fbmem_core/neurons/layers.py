@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fbmem_core.audit import Layers
+from fbmem_core.audit.config import Layers
 from fbmem_core.errors import InputError
 
 if TYPE_CHECKING:

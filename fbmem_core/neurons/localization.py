@@ -1,4 +1,4 @@
-"""NeMo, arXiv 2406.02366: the value neurons without which a remembered prompt is no longer recognised.
+"""NeMo, arXiv 2406.02366: the value neurons without which a memorized prompt is no longer recognised.
 
 Two stages, each a sequence of tests: are the noise differences with some neurons switched off still similar to those
 with none switched off, at the same seed? The sequence is the specification. It is answered with fewer and shorter
@@ -72,8 +72,8 @@ def localize(
     Args:
         step: The first step of sampling, for ten seeds in the paper.
         condition: The prompt.
-        statistics: Of the layers that are searched, over unmemorized prompts.
-        threshold: From which similarity on a prompt counts as remembered; see `calibrate_threshold`.
+        statistics: Of the layers that are searched, over non-memorized prompts.
+        threshold: From which similarity on a prompt counts as memorized; see `calibrate_threshold`.
         batch_size: Samples in one pass of the U-Net; half as many from then on where memory is too little for them.
         seed_margin: A shortcut, which may end with other neurons: while those of a layer are refined, seeds that were
             more than this below the allowed similarity are not asked. All are asked when the layer is done; if one

@@ -1,4 +1,4 @@
-"""What is usual: activations of value neurons and similarities of noise differences over unmemorized prompts."""
+"""What is usual: activations of value neurons and similarities of noise differences over non-memorized prompts."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def activation_statistics(
 
 @dataclass(frozen=True)
 class SimilarityThreshold:
-    """From which similarity of noise differences on a prompt counts as remembered.
+    """From which similarity of noise differences on a prompt counts as memorized.
 
     `value` is `mean` + `num_stddevs` * `stddev` of each prompt's highest pairwise similarity; `pairs_value` is NeMo's,
     mean + 1 standard deviation over all pairs.
@@ -103,10 +103,10 @@ class SimilarityThreshold:
 def calibrate_threshold(
     step: FirstStep, conditions: Iterable[Conditioning], *, num_stddevs: float = NUM_STDDEVS
 ) -> SimilarityThreshold:
-    """Calibrate on unmemorized prompts, one condition each.
+    """Calibrate on non-memorized prompts, one condition each.
 
     NeMo takes mean + 1 standard deviation over all pairs, but decides by a prompt's highest pair: of 45 pairs one in
-    six lies above, so that nearly every prompt would count as remembered. Here it is calibrated on what is decided by.
+    six lies above, so that nearly every prompt would count as memorized. Here it is calibrated on what is decided by.
 
     Raises:
         InputError: There are fewer than 20 prompts.
@@ -125,7 +125,7 @@ def calibrate_threshold(
 
 
 def check_number(num: int) -> None:
-    """Raise InputError unless there are enough unmemorized prompts."""
+    """Raise InputError unless there are enough non-memorized prompts."""
     if num < MIN_PROMPTS:
-        cure = "Name a file of more in `neurons.unmemorized_prompts`."
-        raise InputError(f"at least {MIN_PROMPTS} unmemorized prompts", num, cure=cure)
+        cure = "Name a file of more in `neurons.non_memorized_prompts`."
+        raise InputError(f"at least {MIN_PROMPTS} non-memorized prompts", num, cure=cure)

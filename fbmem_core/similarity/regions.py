@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fbmem_core.audit import Region
+from fbmem_core.audit.config import Masking
 from fbmem_core.errors import InputError
 from fbmem_core.similarity.masked import Background, Foreground
 from fbmem_core.similarity.ms_ssim import Measure, Plain, check_shapes, compare
 
-MEASURES: dict[Region, dict[str, Measure]] = {
+MEASURES: dict[Masking, dict[str, Measure]] = {
     "masked": {"full": Plain(), "foreground": Foreground(), "background": Background()},
     "composite": {"full": Plain(), "foreground": Plain(on="black"), "background": Plain(on="white")},
 }
@@ -39,7 +39,7 @@ def region_similarity(
     alpha_x: Float[Tensor, "n 1 h w"],
     alpha_y: Float[Tensor, "n 1 h w"],
     *,
-    region: Region = "masked",
+    masking: Masking = "masked",
 ) -> RegionSimilarity:
     """Similarity of each pair (x[i], y[i]) of RGB images in [0, 1] with mattes in [0, 1] (1 = foreground).
 
@@ -54,11 +54,11 @@ def region_similarity(
     """
     check_shapes(x, y)
     check_shapes(alpha_x, alpha_y)
-    if region not in MEASURES:
-        raise InputError(f"one of {', '.join(MEASURES)}", f"`{region}`", where="region", cure="Choose one.")
+    if masking not in MEASURES:
+        raise InputError(f"one of {', '.join(MEASURES)}", f"`{masking}`", where="masking", cure="Choose one.")
     undecided = (alpha_x + alpha_y).isnan().any(dim=(1, 2, 3))
     found = {}
-    for criterion, measure in MEASURES[region].items():
+    for region, measure in MEASURES[masking].items():
         value = compare(measure, measure.scales(x, alpha_x.nan_to_num()), measure.scales(y, alpha_y.nan_to_num()))
-        found[criterion] = value if criterion == "full" else value.masked_fill(undecided, torch.nan)
+        found[region] = value if region == "full" else value.masked_fill(undecided, torch.nan)
     return RegionSimilarity(**found)

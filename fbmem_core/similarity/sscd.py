@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fbmem_core.errors import InputError, WeightsNotFoundError
-from fbmem_core.image_sets import ImageSet
+from fbmem_core.retrieval.image_sets import ImageSet
 from fbmem_core.similarity.regions import RegionSimilarity
 
 _MEAN = (0.485, 0.456, 0.406)  # of ImageNet, with which the authors trained

@@ -4,12 +4,12 @@ _ANYWHERE = {
     "activation": "mean over tokens of abs(to_v(text))",
     "architecture": "class of the pipeline",
     "audit": "name of the audit file",
-    "background": "MS-SSIM of the backgrounds",
+    "background_similarity": "MS-SSIM of the backgrounds",
     "checkpoint": "partition: the audit's name and the hash of its checkpoint",
     "cluster": "number of the cluster, 0 the largest",
     "encoder": "what embedded texts or images",
-    "foreground": "MS-SSIM of the foregrounds",
-    "full": "MS-SSIM of the whole images",
+    "foreground_similarity": "MS-SSIM of the foregrounds",
+    "full_similarity": "MS-SSIM of the whole images",
     "height": "px",
     "high": "upper end of the 95 % bootstrap interval over prompts",
     "label": "VM, FM, BM or NM; null: undecided",
@@ -27,14 +27,14 @@ _ANYWHERE = {
     "prompt": "text",
     "prompt_id": "name of the prompt",
     "reference_id": "name of the reference",
-    "region": "definition of region similarity: masked or composite",
-    "rule": "labelling rule: paper, release or regions",
+    "masking": "how a region is compared: masked (its pixels alone) or composite (on black or white)",
+    "rule": "labelling rule: paper, released or per_region",
     "seed": "of the initial latents of this image",
     "sha256": "of the file",
-    "similarity": "MS-SSIM of the criterion",
+    "similarity": "MS-SSIM of the region",
     "stage": "of the search: initial or refined",
     "stddev": "standard deviation",
-    "threshold": "similarity of noise differences beyond which a prompt counts as remembered",
+    "threshold": "similarity of noise differences beyond which a prompt counts as memorized",
     "width": "px",
 }
 _OF_TABLE = {
@@ -47,7 +47,7 @@ _OF_TABLE = {
     "prompts": {
         "kind": "group that the prompt file names",
         "reference_id": "reference that the prompt file names",
-        "source": "file",
+        "source": "where the prompt file says that it comes from: a url or an origin",
     },
     "reference_images": {
         "path": "file",
@@ -63,7 +63,7 @@ _OF_TABLE = {
         "status": "ok, empty (no object seen), full (nothing else) or undecided",
     },
     "neighbors": {
-        "criterion": "full, foreground or background",
+        "region": "full, foreground, background or average (of the last two)",
         "rank": "1: the most similar",
         "complete": "no reference above this one is missing",
     },
@@ -73,7 +73,7 @@ _OF_TABLE = {
         "num_kept": "of them, those among the candidates",
         "recall": "num_kept / num_pairs",
     },
-    "similarities": {"average": "mean of full, foreground and background"},
+    "similarities": {"average_similarity": "mean of foreground and background similarity"},
     "labels": {
         "full_reference_id": "reference of the highest full similarity",
         "foreground_reference_id": "reference of the highest foreground similarity",
@@ -84,11 +84,11 @@ _OF_TABLE = {
         "reference_ids": "their names",
     },
     "prompt_clusters": {"distance": "of the embedding to the cluster's center"},
-    "activation_statistics": {"mean": "of the activation over unmemorized prompts"},
+    "activation_statistics": {"mean": "of the activation over non-memorized prompts"},
     "similarity_thresholds": {
         "mode": "noise differences of the first step (paper) or as in NeMo's code (released)",
         "source": "calibrated, or the audit file",
-        "mean": "of each unmemorized prompt's highest similarity",
+        "mean": "of each non-memorized prompt's highest similarity",
         "pairs_threshold": "NeMo's own: mean + 1 deviation over all pairs",
     },
     "localizations": {
@@ -120,13 +120,13 @@ _OF_TABLE = {
     },
     "label_transitions": {"before": "label without mitigation", "after": "label under it"},
     "image_quality": {
-        "prompts": "memorized or innocent",
+        "prompts": "memorized or non-memorized",
         "metric": "brisque, clip, dbcnn, qalign, diversity or side_effect",
         "value": "mean over images, or over prompts for diversity",
         "num_images": "images that were measured",
         "status": "measured, or why not",
     },
-    "retriggers": {
+    "attacks": {
         "attack": "paraphrase, adversarial or control",
         "label_before": "most severe label without mitigation",
         "label_mitigated": "most severe label under it",

@@ -26,7 +26,7 @@ class Table:
 
 
 _IMAGE = {"checkpoint": _TEXT, "method": _TEXT, "prompt_id": _TEXT, "seed": _WHOLE}
-_VALUES = {"full": _REAL, "foreground": _REAL, "background": _REAL}
+_VALUES = {"full_similarity": _REAL, "foreground_similarity": _REAL, "background_similarity": _REAL}
 
 _ALL = (
     Table(
@@ -73,40 +73,40 @@ _ALL = (
     ),
     Table(
         "neighbors",
-        "One row per image, region definition, criterion and rank: its most similar references.",
-        (*_IMAGE, "region", "criterion", "rank"),
+        "One row per image, masking, region and rank: its most similar references.",
+        (*_IMAGE, "masking", "region", "rank"),
         {
-            **_IMAGE, "region": _TEXT, "criterion": _TEXT, "rank": _WHOLE, "reference_id": _TEXT, "similarity": _REAL,
+            **_IMAGE, "masking": _TEXT, "region": _TEXT, "rank": _WHOLE, "reference_id": _TEXT, "similarity": _REAL,
             "complete": _TRUTH,
         },
     ),
     Table(
         "prefilter_recalls",
-        "One row per region definition, where a prefilter was used: what it keeps of what a full search finds.",
-        ("checkpoint", "region"),
+        "One row per masking, where a prefilter was used: what it keeps of what a full search finds.",
+        ("checkpoint", "masking"),
         {
-            "checkpoint": _TEXT, "region": _TEXT, "encoder": _TEXT, "num_candidates": _WHOLE,
+            "checkpoint": _TEXT, "masking": _TEXT, "encoder": _TEXT, "num_candidates": _WHOLE,
             "num_generations": _WHOLE, "num_pairs": _WHOLE, "num_kept": _WHOLE, "recall": _REAL,
         },
     ),
     Table(
         "similarities",
-        "One row per image, reference and region definition, for every pair that is a neighbor by any criterion.",
-        (*_IMAGE, "reference_id", "region"),
-        {**_IMAGE, "reference_id": _TEXT, "region": _TEXT, **_VALUES, "average": _REAL},
+        "One row per image, reference and masking, for every pair that is a neighbor by any region.",
+        (*_IMAGE, "reference_id", "masking"),
+        {**_IMAGE, "reference_id": _TEXT, "masking": _TEXT, **_VALUES, "average_similarity": _REAL},
     ),
     Table(
         "labels",
-        "One row per image, region definition and rule.",
-        (*_IMAGE, "region", "rule"),
+        "One row per image, masking and rule.",
+        (*_IMAGE, "masking", "rule"),
         {
-            **_IMAGE, "region": _TEXT, "rule": _TEXT, "label": _TEXT, **_VALUES, "full_reference_id": _TEXT,
+            **_IMAGE, "masking": _TEXT, "rule": _TEXT, "label": _TEXT, **_VALUES, "full_reference_id": _TEXT,
             "foreground_reference_id": _TEXT, "background_reference_id": _TEXT,
         },
     ),
     Table(
         "one_to_many",
-        "One row per prompt: how many distinct references its images match, by the audit's first region and rule.",
+        "One row per prompt: how many distinct references its images match, by the audit's first masking and rule.",
         ("checkpoint", "method", "prompt_id"),
         {
             "checkpoint": _TEXT, "method": _TEXT, "prompt_id": _TEXT, "num_generations": _WHOLE,
@@ -121,7 +121,7 @@ _ALL = (
     ),
     Table(
         "activation_statistics",
-        "One row per value neuron: its activation over unmemorized prompts.",
+        "One row per value neuron: its activation over non-memorized prompts.",
         ("checkpoint", "layer", "neuron"),
         {
             "checkpoint": _TEXT, "layer": _TEXT, "neuron": _WHOLE, "mean": _REAL, "stddev": _REAL,
@@ -130,7 +130,7 @@ _ALL = (
     ),
     Table(
         "similarity_thresholds",
-        "One row per checkpoint: from which similarity of noise differences on a prompt counts as remembered.",
+        "One row per checkpoint: from which similarity of noise differences on a prompt counts as memorized.",
         ("checkpoint", "mode"),
         {
             "checkpoint": _TEXT, "mode": _TEXT, "threshold": _REAL, "source": _TEXT, "mean": _REAL, "stddev": _REAL,
@@ -197,7 +197,7 @@ _ALL = (
     ),
     Table(
         "image_quality",
-        "One row per method, group of prompts (memorized, innocent) and metric.",
+        "One row per method, group of prompts (memorized, non-memorized) and metric.",
         ("checkpoint", "method", "prompts", "metric"),
         {
             "checkpoint": _TEXT, "method": _TEXT, "prompts": _TEXT, "metric": _TEXT, "value": _REAL,
@@ -205,7 +205,7 @@ _ALL = (
         },
     ),
     Table(
-        "retriggers",
+        "attacks",
         "One row per mitigation, attack and memorized prompt: whether the memory came back.",
         ("checkpoint", "method", "attack", "prompt_id"),
         {
@@ -242,7 +242,7 @@ _ALL = (
     ),
     Table(
         "prompt_labels",
-        "One row per prompt: its most frequent label by the audit's first region and rule, and how many are copies.",
+        "One row per prompt: its most frequent label by the audit's first masking and rule, and how many are copies.",
         ("checkpoint", "prompt_id"),
         {
             "checkpoint": _TEXT, "prompt_id": _TEXT, "prompt": _TEXT, "label": _TEXT, "num_generations": _WHOLE,

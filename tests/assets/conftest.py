@@ -24,7 +24,7 @@ SLICE_REFERENCES = (
 )  # fmt: skip
 NUM_SEEDS = 2
 MITIGATIONS = {
-    "methods": ["random", "nemo_c", {"method": "fade", "options": {"num_unmemorized": 20, "num_steps": 3}}],
+    "methods": ["random", "nemo_c", {"method": "fade", "options": {"num_non_memorized": 20, "num_steps": 3}}],
     "attacks": ["paraphrase"],
     "num_attacked": 3,
     "attempts": 1,
@@ -68,7 +68,8 @@ def make_slice(folder: Path, *, prompts=SLICE_PROMPTS, references=SLICE_REFERENC
         "segmentation": {"model": str(CANARY / "segmenter.onnx")},
         "clusters": {"count": 3, "counts": [2]},
         "neurons": {
-            "unmemorized_prompts": str(CANARY / "unmemorized_prompts.txt"), "num_seeds": 2, "num_threshold_prompts": 20,
+            "non_memorized_prompts": str(CANARY / "non_memorized_prompts.txt"),
+            "num_seeds": 2, "num_threshold_prompts": 20,
         },
         "mitigations": {},
     } | changes  # fmt: skip
@@ -86,7 +87,7 @@ def whole_slice(folder: Path) -> Path:
 @pytest.fixture
 def fbmem(monkeypatch):
     """Call the command line in this process: `fbmem("audit", file, "--store", store)`."""
-    from fbmem_assets.cli import main
+    from fbmem_assets.commands.main import main
 
     def call(*arguments) -> Run:
         for name in VARIABLES:  # set and deleted, so that what the command itself sets is undone after the test
@@ -102,7 +103,7 @@ def fbmem(monkeypatch):
 
 def _audit(file: Path, store: Path, *options: str) -> Run:
     """Call `fbmem audit` once for all tests of a session; the variables that it sets are undone."""
-    from fbmem_assets.cli import main
+    from fbmem_assets.commands.main import main
 
     with pytest.MonkeyPatch.context() as patch:
         for name in VARIABLES:

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from fbmem_core.neighbors import FLOOR
+from fbmem_core.retrieval.neighbors import FLOOR
 from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store
 from tests.assets.conftest import NUM_SEEDS, PROJECT, SLICE_PROMPTS, SLICE_REFERENCES, make_slice
@@ -37,13 +37,13 @@ def test_the_audit_ends_with_the_label_table_and_where_the_tables_lie(audited):
 
 
 def test_the_canary_labels_are_the_true_ones(audited):
-    labels = table(audited[0], "labels").filter((pl.col("region") == "masked") & (pl.col("rule") == "paper"))
+    labels = table(audited[0], "labels").filter((pl.col("masking") == "masked") & (pl.col("rule") == "paper"))
     found = {prompt_id: set(rows["label"]) for (prompt_id,), rows in labels.group_by("prompt_id")}
     assert found == {"clockwork_owl-0": {"VM"}, "zibble-0": {"FM"}, "hotel_azul-0": {"BM"}, "public-00": {"NM"}}
 
 
 def test_matches_name_the_planted_reference(audited):
-    labels = table(audited[0], "labels").filter((pl.col("region") == "masked") & (pl.col("rule") == "paper"))
+    labels = table(audited[0], "labels").filter((pl.col("masking") == "masked") & (pl.col("rule") == "paper"))
     source = {"VM": "full_reference_id", "FM": "foreground_reference_id", "BM": "background_reference_id"}
     for row in labels.filter(pl.col("label") != "NM").iter_rows(named=True):
         assert row[source[row["label"]]] == row["prompt_id"].rsplit("-", 1)[0]
@@ -59,8 +59,8 @@ def test_nothing_is_lost_between_the_stages(audited):
     assert len(table(store, "labels")) == NUM_IMAGES * per_image
     assert len(table(store, "one_to_many")) == len(SLICE_PROMPTS)
     assert table(store, "rejected").is_empty()
-    by_whole_image = table(store, "neighbors").filter(pl.col("criterion") == "full")
-    ranked = by_whole_image.group_by("prompt_id", "seed", "region").agg(pl.len(), pl.col("similarity").min())
+    by_whole_image = table(store, "neighbors").filter(pl.col("region") == "full")
+    ranked = by_whole_image.group_by("prompt_id", "seed", "masking").agg(pl.len(), pl.col("similarity").min())
     assert len(ranked) == NUM_IMAGES * 2
     assert ((ranked["similarity"] >= FLOOR) | (ranked["len"] == 1)).all()  # below the floor, the nearest alone
 
@@ -128,7 +128,7 @@ def test_a_killed_audit_goes_on_and_ends_with_the_same_labels(audited, tmp_path,
     file = make_slice(tmp_path / "slice", sampling=_sampling(batch_size=1))
     store = tmp_path / "store"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("DAGSTER", "FBMEM"))}
-    command = [sys.executable, "-m", "fbmem_assets.cli", "audit", str(file), "--store", str(store)]
+    command = [sys.executable, "-m", "fbmem_assets.commands.main", "audit", str(file), "--store", str(store)]
     process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 180
     while len(finished := _generated(store)) < 3:
@@ -144,7 +144,7 @@ def test_a_killed_audit_goes_on_and_ends_with_the_same_labels(audited, tmp_path,
     after = _generated(store)
     assert len(after) == NUM_IMAGES
     assert {path: after[path] for path in finished} == finished
-    columns = ["prompt_id", "seed", "region", "rule", "label"]
+    columns = ["prompt_id", "seed", "masking", "rule", "label"]
     assert table(store, "labels").select(columns).equals(table(audited[0], "labels").select(columns))
 
 

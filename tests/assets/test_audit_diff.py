@@ -5,16 +5,16 @@ import pytest
 import yaml
 
 from fbmem_assets.definitions import assets, checks
-from fbmem_assets.partitions import record_audit
-from fbmem_assets.resources import AuditStore
-from fbmem_core.audit_file import load_audit
+from fbmem_assets.orchestration.partitions import record_audit
+from fbmem_assets.orchestration.resources import AuditStore
+from fbmem_core.audit.file import load_audit
 from fbmem_core.diffusion.checkpoint import Checkpoint
 from fbmem_core.store.tables import Store
 from fbmem_core.store.warehouse import query
 from tests.assets.conftest import CANARY, PROJECT
 
 TEXTS = [f"prompt number {at}" for at in range(12)]
-VALUES = {"full": 0.5, "foreground": 0.5, "background": 0.5}
+VALUES = {"full_similarity": 0.5, "foreground_similarity": 0.5, "background_similarity": 0.5}
 REFERENCES = dict.fromkeys(("full_reference_id", "foreground_reference_id", "background_reference_id"))
 
 
@@ -39,10 +39,10 @@ def audited(store, tmp_path):
         store.write("prompts", key, rows)
         images = [(str(at), seed, label) for at, some in enumerate(of_prompts) for seed, label in enumerate(some)]
         store.write("labels", key, [
-            {"method": method, "prompt_id": prompt_id, "seed": seed, "region": region, "rule": rule, **VALUES,
-             **REFERENCES, "label": label if (method, region, rule) == ("none", "masked", "paper") else "VM"}
+            {"method": method, "prompt_id": prompt_id, "seed": seed, "masking": masking, "rule": rule, **VALUES,
+             **REFERENCES, "label": label if (method, masking, rule) == ("none", "masked", "paper") else "VM"}
             for prompt_id, seed, label in images
-            for method, region, rule in (("none", "masked", "paper"), ("none", "masked", "release"),
+            for method, masking, rule in (("none", "masked", "paper"), ("none", "masked", "released"),
                                          ("none", "composite", "paper"), ("nemo", "masked", "paper"))
         ])  # fmt: skip
         done = dg.materialize(

@@ -33,7 +33,7 @@ GRAPH = {
     "mitigated_similarities": {"mitigated_neighbors"},
     "mitigated_labels": {"mitigated_similarities"},
     "mitigated_one_to_many": {"mitigated_similarities"},
-    "retriggers": {"labels", "mitigated_labels", "reference_masks"},
+    "attacks": {"labels", "mitigated_labels", "reference_masks"},
     "mitigation_scores": {"labels", "mitigated_labels"},
     "image_quality": {"labels", "mitigated_labels"},
     "warehouse": {
@@ -44,7 +44,7 @@ GRAPH = {
         "mitigated_one_to_many",
         "mitigation_scores",
         "image_quality",
-        "retriggers",
+        "attacks",
         "memorization_rates",
     },
 }

@@ -37,7 +37,7 @@ def test_the_make_targets_of_the_readme_exist(command):
 
 
 def test_the_audit_file_of_the_readme_is_valid(tmp_path, tiny_checkpoint):
-    from fbmem_core.audit_file import load_audit
+    from fbmem_core.audit.file import load_audit
 
     text = "".join(re.findall(r"```yaml\n(.+?)```", README, flags=re.DOTALL))  # the sections add to the first file
     (tmp_path / "models").mkdir()
@@ -80,7 +80,7 @@ def test_the_documented_tables_are_the_schemas():
 
 
 def test_every_key_of_the_audit_file_is_documented():
-    from fbmem_core.audit import Audit
+    from fbmem_core.audit.config import Audit
 
     text = (PROJECT / "docs" / "audit-file.md").read_text("utf-8")
     for name, field in Audit.model_fields.items():
@@ -92,7 +92,7 @@ def test_every_key_of_the_audit_file_is_documented():
 def test_the_table_of_mitigations_in_the_readme_is_the_stored_one():
     import polars as pl
 
-    from fbmem_assets.mitigation_commands import markdown_lines
+    from fbmem_assets.commands.mitigations import markdown_lines
 
     stored = pl.read_csv(PROJECT / "data" / "canary" / "mitigations.csv")
     assert set(stored["method"]) == {"none", "random", "nemo", "nemo_c", "wanda", "wen", "fade"}

@@ -12,8 +12,8 @@ from dagster._core.instance.config import dagster_instance_config_schema
 from dagster._core.test_utils import instance_for_test
 
 from fbmem_assets.definitions import defs
-from fbmem_assets.executors import choose_executor
-from fbmem_assets.runs import HOLDER_TAG, PARTITION_TAG, end_dead_runs
+from fbmem_assets.orchestration.executors import choose_executor
+from fbmem_assets.orchestration.runs import HOLDER_TAG, PARTITION_TAG, end_dead_runs
 from fbmem_core.errors import InputError
 from fbmem_core.store.locks import partition_lock
 from tests.assets.conftest import PROJECT
@@ -136,9 +136,9 @@ KILLED = """
     import os, signal, sys, warnings
     warnings.simplefilter("ignore")
     import dagster as dg
-    from fbmem_assets.partitions import checkpoint_partitions
-    from fbmem_assets.resources import AuditStore
-    from fbmem_assets.runs import HOLDER_TAG
+    from fbmem_assets.orchestration.partitions import checkpoint_partitions
+    from fbmem_assets.orchestration.resources import AuditStore
+    from fbmem_assets.orchestration.runs import HOLDER_TAG
 
     @dg.asset(pool="gpu", partitions_def=checkpoint_partitions)
     def sampling(store: AuditStore):

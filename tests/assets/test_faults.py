@@ -114,7 +114,7 @@ def test_kills_at_random_moments_lose_nothing_that_was_finished(interrupted, tmp
 def _kill_after(seconds, interrupted, store):
     """Audit in a process of its own and kill that; False: it ended before, well."""
     command = [
-        sys.executable, "-m", "fbmem_assets.cli", "audit", interrupted.file, "--store", store.root,
+        sys.executable, "-m", "fbmem_assets.commands.main", "audit", interrupted.file, "--store", store.root,
         "--until", interrupted.until,
     ]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | {
@@ -137,7 +137,17 @@ def _kill_after(seconds, interrupted, store):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_it_at_once_in_one_line(sent, tmp_path):
     file, store = make_slice(tmp_path / "slice", samples_per_prompt=500), Store(tmp_path / "store")
-    command = [sys.executable, "-m", "fbmem_assets.cli", "audit", file, "--store", store.root, "--until", "generations"]
+    command = [
+        sys.executable,
+        "-m",
+        "fbmem_assets.commands.main",
+        "audit",
+        file,
+        "--store",
+        store.root,
+        "--until",
+        "generations",
+    ]
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     environment |= {"OMP_NUM_THREADS": "1", "FBMEM_EXECUTOR": "multiprocess"}  # which this command does not heed
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:

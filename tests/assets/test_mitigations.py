@@ -1,4 +1,4 @@
-"""Stages mitigations, retriggers and scores on a part of the canary."""
+"""Stages mitigations, attacks and scores on a part of the canary."""
 
 import shutil
 
@@ -24,7 +24,7 @@ def tables(audited):
 
 def labels(tables, method):
     rows = tables("labels").filter(
-        (pl.col("method") == method) & (pl.col("region") == "masked") & (pl.col("rule") == "paper")
+        (pl.col("method") == method) & (pl.col("masking") == "masked") & (pl.col("rule") == "paper")
     )
     return {
         (prompt_id, seed): label for prompt_id, seed, label in rows.select("prompt_id", "seed", "label").iter_rows()
@@ -77,8 +77,8 @@ def test_what_a_method_switches_off_is_in_the_tables(tables):
 
 def test_the_price_is_measured_or_says_why_not(tables):
     rows = {(r["method"], r["prompts"], r["metric"]): r for r in tables("image_quality").to_dicts()}
-    assert rows["none", "innocent", "side_effect"]["value"] == pytest.approx(1.0, abs=1e-6)
-    assert 0 < rows["fade", "innocent", "side_effect"]["value"] <= 1
+    assert rows["none", "non-memorized", "side_effect"]["value"] == pytest.approx(1.0, abs=1e-6)
+    assert 0 < rows["fade", "non-memorized", "side_effect"]["value"] <= 1
     assert rows["fade", "memorized", "brisque"]["value"] is not None
     for row in rows.values():
         assert (row["value"] is None) == row["status"].startswith("not measured"), row
@@ -86,7 +86,7 @@ def test_the_price_is_measured_or_says_why_not(tables):
 
 
 def test_an_attack_has_a_row_for_each_prompt_that_has_neighbours(tables):
-    attacks = tables("retriggers")
+    attacks = tables("attacks")
     clusters = dict(tables("prompt_clusters").select("prompt_id", "cluster").iter_rows())
     expected = {
         (method, prompt_id)
@@ -101,17 +101,17 @@ def test_an_attack_has_a_row_for_each_prompt_that_has_neighbours(tables):
 def test_the_control_aims_at_a_picture_that_nothing_is_like_and_only_that_counts(
     audited, tables, tmp_path, monkeypatch
 ):
-    from fbmem_assets.definitions import mitigations, retriggers
-    from fbmem_assets.resources import AuditStore
+    from fbmem_assets.definitions import attacks, mitigations
+    from fbmem_assets.orchestration.resources import AuditStore
 
     copied = {
         row["reference_id"]
         for row in tables("similarities").filter(pl.col("method") == "none").to_dicts()
-        if max(row[name] or 0 for name in ("full", "foreground", "background")) >= 0.6
+        if max(row[name] or 0 for name in ("full_similarity", "foreground_similarity", "background_similarity")) >= 0.6
     }
     store = AuditStore(root=str(shutil.copytree(audited[0], tmp_path / "store")))
     [key] = store.tables.partitions("checkpoints")
-    of_attack = retriggers._attacked(store, key)
+    of_attack = attacks._attacked(store, key)
     own, strange = of_attack["adversarial"][0], of_attack["control"][0]
     assert own["reference"] in copied
     assert strange == own | {"reference": strange["reference"]}
@@ -122,11 +122,11 @@ def test_the_control_aims_at_a_picture_that_nothing_is_like_and_only_that_counts
         seen.append(picture)
         return start
 
-    monkeypatch.setattr("fbmem_core.evaluation.retrigger.adversarial_embedding", search)
+    monkeypatch.setattr("fbmem_core.evaluation.attacks.adversarial_embedding", search)
     # the first start lies near the prompt's own words, and random neurons hide nothing: the copy itself returns
     trial = mitigations.trials_of(store, key)["random"]
-    [adversarial] = retriggers._attack(store, key, trial, "adversarial", own)
-    [control] = retriggers._attack(store, key, trial, "control", strange)
+    [adversarial] = attacks._attack(store, key, trial, "adversarial", own)
+    [control] = attacks._attack(store, key, trial, "control", strange)
     assert adversarial["num_returned"] > 0 == control["num_returned"]
     assert adversarial["num_attempts"] == control["num_attempts"] == 2
     for picture, reference_id in zip(seen[::2], (own["reference"], strange["reference"]), strict=True):

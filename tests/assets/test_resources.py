@@ -9,7 +9,7 @@ ALLOCATE = """
 import resource
 import sys
 import torch
-from fbmem_assets.resources import _keep_freed_memory
+from fbmem_assets.orchestration.resources import _keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fbmem_core.canary.pictures import Picture, draw, random_creature, random_scenery
-from fbmem_core.scoring import LABELS, NEIGHBORS, REJECTED, SSCD
+from fbmem_core.retrieval.label_images import LABELS, NEIGHBORS, REJECTED, SSCD
 from tests.assets.conftest import CANARY, PROJECT
 
 SIDE = 176
@@ -57,7 +57,7 @@ def score(fbmem, folders, tmp_path):
     return call
 
 
-@pytest.mark.parametrize("rule", ["paper", "regions"])
+@pytest.mark.parametrize("rule", ["paper", "per_region"])
 def test_every_image_has_its_label_and_the_references_it_came_from(score, rule):
     run, out = score("--rule", rule)
     assert run.exit_code == 0, run.stderr
@@ -79,7 +79,7 @@ def test_the_nearest_references_stand_beside_the_labels(score):
     neighbors = pl.read_parquet(out.with_name("labels.neighbors.parquet"))
     assert neighbors.schema == pl.Schema(NEIGHBORS)
     assert neighbors["complete"].all()
-    counts = neighbors.group_by("generation", "criterion").len()
+    counts = neighbors.group_by("generation", "region").len()
     assert len(counts) == 4 * 4
     assert set(counts["len"]) == {2}
     whole = neighbors.filter((pl.col("generation") == "whole") & (pl.col("rank") == 1))
@@ -188,7 +188,7 @@ def test_sscd_gives_its_own_nearest_references(score, folders, tiny_sscd):
     assert run.exit_code == 0, run.stderr
     found = pl.read_parquet(out.with_name("labels.sscd.parquet"))
     assert found.schema == pl.Schema(SSCD)
-    nearest = {(row["generation"], row["criterion"]): row for row in found.to_dicts()}
+    nearest = {(row["generation"], row["region"]): row for row in found.to_dicts()}
     assert len(nearest) == 4 * 3
     assert nearest["whole", "full"]["reference"] == "castle"
     assert nearest["whole", "full"]["similarity"] == pytest.approx(1, abs=1e-5)

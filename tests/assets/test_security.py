@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fbmem_assets.tables import markdown_table
+from fbmem_assets.orchestration.tables import markdown_table
 from tests.assets.conftest import PROJECT
 
 HOSTILE = [

@@ -18,9 +18,9 @@ from dagster._daemon import get_default_daemon_logger
 from dagster._daemon.sensor import execute_sensor_iteration
 from PIL import Image
 
-from fbmem_assets.partitions import registered_audit
-from fbmem_assets.resources import AuditStore
-from fbmem_assets.sensors import INTERVAL_SECONDS
+from fbmem_assets.orchestration.partitions import registered_audit
+from fbmem_assets.orchestration.resources import AuditStore
+from fbmem_assets.orchestration.sensors import INTERVAL_SECONDS
 from fbmem_core.store.tables import Store
 from tests.assets.conftest import PROJECT
 
@@ -294,7 +294,7 @@ def test_a_hub_id_is_watched_by_its_commit(daemon, instance, store, watched, fol
 
 
 def test_the_schedule_audits_the_newest_checkpoint_again_unless_it_is_being_audited(daemon, instance, store, watched):
-    from fbmem_assets.sensors import reaudit
+    from fbmem_assets.orchestration.sensors import reaudit
 
     def requested():
         resources = {"store": AuditStore(root=str(store.root))}

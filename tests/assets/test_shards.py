@@ -9,8 +9,8 @@ import time
 import dagster as dg
 import pytest
 
-from fbmem_assets.partitions import register_audit
-from fbmem_assets.shards import Part, _take_gpu, num_shards
+from fbmem_assets.orchestration.partitions import register_audit
+from fbmem_assets.orchestration.shards import Part, _take_gpu, num_shards
 from fbmem_core.errors import InputError
 from fbmem_core.store.tables import Store
 from tests.assets.conftest import PROJECT, WHOLE_GRAPH, assert_same_audit, whole_slice

@@ -12,10 +12,10 @@ import time
 import numpy as np
 import torch
 
-from fbmem_core.audit import CRITERIA, TAU
-from fbmem_core.image_sets import ImageSet
+from fbmem_core.audit.config import REGIONS, TAU
 from fbmem_core.labels import PairSimilarity, label_generation
-from fbmem_core.neighbors import FLOOR, Neighbor, nearest_references, pair_similarities
+from fbmem_core.retrieval.image_sets import ImageSet
+from fbmem_core.retrieval.neighbors import FLOOR, Neighbor, nearest_references, pair_similarities
 from fbmem_core.similarity.regions import MEASURES, region_similarity
 from tests.benchmarks.bench_similarity import pictures
 
@@ -29,49 +29,49 @@ def main(num_generations: int = 20, num_references: int = 60, size: int = 256, f
     """Print how many generations were compared by both ways and each difference that was found."""
     references = pictures(num_references, size, seed=1, prefix="r")
     generations = pictures(num_generations, size, seed=2, prefix="g", copied=references)
-    for region in MEASURES:
+    for masking in MEASURES:
         started = time.perf_counter()
-        found = dict(nearest_references(generations, references, region=region, floor=floor, top_k=TOP_K))
+        found = dict(nearest_references(generations, references, masking=masking, floor=floor, top_k=TOP_K))
         by_engine, started = time.perf_counter() - started, time.perf_counter()
-        tables = brute_force(generations, references, region)
+        tables = brute_force(generations, references, masking)
         by_force = time.perf_counter() - started
         num_neighbors, differences, largest = 0, [], 0.0
         for row, (generation, neighbors) in enumerate(found.items()):
-            table = {criterion: values[row] for criterion, values in tables.items()}
+            table = {region: values[row] for region, values in tables.items()}
             num_neighbors += len(neighbors)
             wrong, difference = compare(neighbors, table, references.ids, floor)
             differences += [f"{generation}: {what}" for what in wrong]
             largest = max(largest, difference)
-        sampled = check(tables, generations, references, region)
+        sampled = check(tables, generations, references, masking)
         print(
-            f"agreement: {region}, {num_generations} x {num_references} at {size} px, floor {floor}: {num_neighbors} "
+            f"agreement: {masking}, {num_generations} x {num_references} at {size} px, floor {floor}: {num_neighbors} "
             f"neighbors, {len(differences)} differences, largest {largest:.1e}; brute force is {sampled:.1e} from "
             f"region_similarity on {NUM_SAMPLED} pairs; engine {by_engine:.0f} s, brute force {by_force:.0f} s"
         )
         print("\n".join(differences), flush=True)
 
 
-def brute_force(generations: ImageSet, references: ImageSet, region: str) -> Table:
+def brute_force(generations: ImageSet, references: ImageSet, masking: str) -> Table:
     """The similarity [g, n] of every generation to every reference: every pair, every scale."""
-    every = [pairs for _, pairs in pair_similarities(generations, references, region=region)]  # type: ignore[arg-type]
+    every = [pairs for _, pairs in pair_similarities(generations, references, masking=masking)]  # type: ignore[arg-type]
     return {
-        criterion: torch.tensor(
-            [[math.nan if (v := getattr(pair, criterion)) is None else v for pair in pairs] for pairs in every]
+        region: torch.tensor(
+            [[math.nan if (v := getattr(pair, region)) is None else v for pair in pairs] for pairs in every]
         )
-        for criterion in CRITERIA
+        for region in REGIONS
     }
 
 
-def check(tables: Table, generations: ImageSet, references: ImageSet, region: str) -> float:
+def check(tables: Table, generations: ImageSet, references: ImageSet, masking: str) -> float:
     """The largest difference of some pairs from `region_similarity`, by any criterion."""
     rng = np.random.default_rng(0)
     rows, columns = (torch.tensor(rng.integers(len(images), size=NUM_SAMPLED)) for images in (generations, references))
     largest = 0.0
     for row, column in zip(rows.split(1), columns.split(1), strict=True):
         (x, alpha_x), (y, alpha_y) = generations.tensors(row), references.tensors(column)
-        expected = region_similarity(x, y, alpha_x, alpha_y, region=region)  # type: ignore[arg-type]
-        for criterion in CRITERIA:
-            difference = tables[criterion][row, column] - getattr(expected, criterion)
+        expected = region_similarity(x, y, alpha_x, alpha_y, masking=masking)  # type: ignore[arg-type]
+        for region in REGIONS:
+            difference = tables[region][row, column] - getattr(expected, region)
             largest = max(largest, float(difference.nan_to_num(0.0).abs()))
     return largest
 
@@ -80,27 +80,27 @@ def compare(neighbors: list[Neighbor], table: Table, names: tuple[str, ...], flo
     """What differs between the engine's neighbors and those of the whole table, and by how much similarities differ."""
     wrong: list[str] = []
     largest = 0.0
-    for criterion in CRITERIA:
-        mine = [neighbor for neighbor in neighbors if neighbor.criterion == criterion]
-        values = table[criterion].nan_to_num(-1.0)
+    for region in REGIONS:
+        mine = [neighbor for neighbor in neighbors if neighbor.region == region]
+        values = table[region].nan_to_num(-1.0)
         order = values.argsort(descending=True, stable=True).tolist()
         num = int((values >= (floor or TAU)).sum())
         expected = [names[column] for column in order[: max(num, TOP_K) if floor == 0 else num]]
         if [n.reference_id for n in mine][: len(expected)] != expected:
-            wrong.append(f"{criterion}: expected {expected}, found {[n.reference_id for n in mine]}")
-        of = dict(zip(names, table[criterion].tolist(), strict=True))
+            wrong.append(f"{region}: expected {expected}, found {[n.reference_id for n in mine]}")
+        of = dict(zip(names, table[region].tolist(), strict=True))
         differences = [abs(n.similarity - of[n.reference_id]) for n in mine]
         largest = max([largest, *differences])
-        wrong += [f"{criterion}: a similarity is {d:.1e} away" for d in differences if d > CLOSE]
+        wrong += [f"{region}: a similarity is {d:.1e} away" for d in differences if d > CLOSE]
     labels = label(table, names, names), label(table, names, {n.reference_id for n in neighbors})
     return wrong + ([f"labels {labels}"] if labels[0] != labels[1] else []), largest
 
 
 def label(table: Table, names: tuple[str, ...], chosen: object) -> list[str | None]:
     """The labels by the three rules of these references alone."""
-    rows = zip(names, *(table[part].tolist() for part in CRITERIA[:3]), strict=True)
+    rows = zip(names, *(table[part].tolist() for part in REGIONS[:3]), strict=True)
     pairs = [PairSimilarity(*row) for row in rows if row[0] in chosen]  # type: ignore[operator]
-    rules = ("paper", "release", "regions")
+    rules = ("paper", "released", "per_region")
     return [label_generation(pairs, foreground_fraction=0.3, rule=rule).label for rule in rules]  # type: ignore[arg-type]
 
 

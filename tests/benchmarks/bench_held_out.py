@@ -9,14 +9,14 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from fbmem_assets.resources import store_root
-from fbmem_core.audit import Sampling, Similarity
+from fbmem_assets.orchestration.resources import store_root
+from fbmem_core.audit.config import Sampling, Similarity
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.diffusion.sampling import Request, sample
 from fbmem_core.labels import SEVERITY
 from fbmem_core.neurons.hooks import deactivation_factors, scale_neurons
 from fbmem_core.neurons.layers import NO_NEURONS, named_sets
-from fbmem_core.scoring import score_folders
+from fbmem_core.retrieval.label_images import score_folders
 from fbmem_core.store.tables import Store
 from tests.benchmarks.bench_localization import CANARY
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from fbmem_core.audit import BETA
+from fbmem_core.audit.config import BETA
 from fbmem_core.canary.pictures import Picture, draw, random_creature, random_object, random_scenery
+from fbmem_core.inputs.segmentation import Segmenter
 from fbmem_core.labels import PairSimilarity, label_generation
-from fbmem_core.segmentation import Segmenter
 from fbmem_core.similarity.masked import Background, Foreground
 from fbmem_core.similarity.ms_ssim import compare
 from fbmem_core.similarity.regions import region_similarity
@@ -29,7 +29,7 @@ AREAS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 LABELS = ("VM", "FM", "BM", "NM")
 DISTORTIONS = ("none", "jpeg", "blur", "brightness")
 PER_CELL = 10
-WAYS = (("composite", "paper"), ("composite", "release"), ("masked", "paper"), ("masked", "regions"))
+WAYS = (("composite", "paper"), ("composite", "released"), ("masked", "paper"), ("masked", "per_region"))
 # how two masks could combine: the measure, and the mattes that it is given for the generation's a and the reference's b
 CHOICES = {
     "foreground": {
@@ -81,11 +81,11 @@ def main() -> None:
     _print_choices(drawn)
     print(f"labels: {len(drawn)} pairs of {SIZE} px, foregrounds of {AREAS[0]:.0%} to {AREAS[-1]:.0%} of the area")
     for kind, given in (("exact masks", drawn), ("the segmenter's masks", _segmented(drawn))):
-        measured = {region: _measure(given, region) for region in ("composite", "masked")}
-        for region, rule in WAYS:
-            _print_confusion(given, measured[region], f"{region}/{rule}, {kind}", rule)
-        for region, criterion in itertools.product(measured, ("foreground", "background")):
-            _print_roc(given, [getattr(pair, criterion) for pair in measured[region]], region, criterion, kind)
+        measured = {masking: _measure(given, masking) for masking in ("composite", "masked")}
+        for masking, rule in WAYS:
+            _print_confusion(given, measured[masking], f"{masking}/{rule}, {kind}", rule)
+        for masking, region in itertools.product(measured, ("foreground", "background")):
+            _print_roc(given, [getattr(pair, region) for pair in measured[masking]], masking, region, kind)
 
 
 def expected_label(case: Case) -> str:
@@ -148,21 +148,21 @@ def _batches(given: list[Case]) -> Iterator[tuple[torch.Tensor, ...]]:
 
 def _print_choices(given: list[Case]) -> None:
     """The same curves for every way to combine two masks; no common region counts as no similarity."""
-    for criterion, ways in CHOICES.items():
+    for region, ways in CHOICES.items():
         for name, (measure, mattes) in ways.items():
             values: list[float | None] = []
             for x, y, alpha_x, alpha_y in _batches(given):
                 of_x, of_y = mattes(alpha_x, alpha_y)  # type: ignore[no-untyped-call]
                 found = compare(measure, measure.scales(x, of_x), measure.scales(y, of_y))
                 values += found.nan_to_num(0.0).tolist()
-            _print_roc(given, values, "masked", criterion, name)
+            _print_roc(given, values, "masked", region, name)
 
 
-def _measure(given: list[Case], region: str) -> list[PairSimilarity]:
+def _measure(given: list[Case], masking: str) -> list[PairSimilarity]:
     pairs = []
     for batch in _batches(given):
-        found = region_similarity(*batch, region=region)  # type: ignore[arg-type]
-        values = (getattr(found, criterion).tolist() for criterion in ("full", "foreground", "background"))
+        found = region_similarity(*batch, masking=masking)  # type: ignore[arg-type]
+        values = (getattr(found, region).tolist() for region in ("full", "foreground", "background"))
         pairs += [
             PairSimilarity("reference", *(None if math.isnan(v) else v for v in row))
             for row in zip(*values, strict=True)
@@ -195,8 +195,8 @@ def _print_confusion(given: list[Case], pairs: list[PairSimilarity], title: str,
     print()
 
 
-def _print_roc(given: list[Case], values: list[float | None], region: str, criterion: str, kind: str) -> None:
-    copies = ("VM", "FM") if criterion == "foreground" else ("VM", "BM")
+def _print_roc(given: list[Case], values: list[float | None], masking: str, region: str, kind: str) -> None:
+    copies = ("VM", "FM") if region == "foreground" else ("VM", "BM")
     counted = [
         (v, case.label in copies) for v, case in zip(values, given, strict=True) if v is not None and case.area > BETA
     ]
@@ -205,7 +205,7 @@ def _print_roc(given: list[Case], values: list[float | None], region: str, crite
     threshold = negative[int(np.ceil(0.99 * len(negative))) - 1]
     area = (positive[:, None] > negative).mean() + 0.5 * (positive[:, None] == negative).mean()
     print(
-        f"{region} {criterion}, {kind}: AUC {area:.4f}; at 1 % false positives threshold {threshold:.3f}, "
+        f"{masking} {region}, {kind}: AUC {area:.4f}; at 1 % false positives threshold {threshold:.3f}, "
         f"{(positive > threshold).mean():.1%} of copies found; over 0.8: {(positive >= 0.8).mean():.1%} of copies, "
         f"{(negative >= 0.8).mean():.1%} of others"
     )

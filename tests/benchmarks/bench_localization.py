@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fbmem_core.audit import Mode
+from fbmem_core.audit.config import Mode
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
 from fbmem_core.neurons.layers import value_layers
@@ -41,11 +41,11 @@ class Setting:
 
     def __init__(self, mode: Mode) -> None:
         self.pipeline = load_pipeline(find_checkpoint(str(CANARY / "checkpoint")), dtype="float32", device="cpu")
-        unmemorized = (CANARY / "unmemorized_prompts.txt").read_text("utf-8").splitlines()[:100]
+        non_memorized = (CANARY / "non_memorized_prompts.txt").read_text("utf-8").splitlines()[:100]
         with (CANARY / "prompts.csv").open(encoding="utf-8", newline="") as file:
             self.prompts = {row["prompt_id"]: row["prompt"] for row in csv.DictReader(file)}
         self.mode = mode
-        self.usual = encode_prompts(self.pipeline, unmemorized, **SIZE)
+        self.usual = encode_prompts(self.pipeline, non_memorized, **SIZE)
         self.statistics = self.measured("released")
         self.step = FirstStep(self.pipeline, range(NUM_SEEDS), mode=mode, **SIZE)
         self.threshold = calibrate_threshold(self.step, (self.usual.rows(row) for row in range(30))).value

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fbmem_core.audit import TAU
+from fbmem_core.audit.config import TAU
 from fbmem_core.canary.pictures import draw_object, random_creature, random_object
-from fbmem_core.image_sets import ImageSet, Planes
-from fbmem_core.neighbors import FLOOR, nearest_references
+from fbmem_core.retrieval.image_sets import ImageSet, Planes
+from fbmem_core.retrieval.neighbors import FLOOR, nearest_references
 from fbmem_core.similarity.regions import MEASURES, region_similarity
 from fbmem_core.similarity.sscd import Sscd
 
@@ -48,19 +48,19 @@ def main(num_generations: int = 200, num_references: int = 500, size: int = 512)
     print(
         f"{loop:>12.3f} {1:>8} {'':>8}  loop: open, resize, torchmetrics on foreground and background, a pair at a time"
     )
-    for region in MEASURES:
-        brute = _time_brute(generations, references, region)
-        print(f"{brute:>12.3f} {loop / brute:>8.1f} {1:>8}  {region}, batched brute force")
+    for masking in MEASURES:
+        brute = _time_brute(generations, references, masking)
+        print(f"{brute:>12.3f} {loop / brute:>8.1f} {1:>8}  {masking}, batched brute force")
         for what, floor, top_k, few in (
             ("labels alone (floor 0.8)", TAU, 0, num_generations),
             ("default floor (0.6)", FLOOR, 5, num_generations),
             (f"floor 0, exact top 5 ({NUM_COMPLETE} generations)", 0.0, 5, NUM_COMPLETE),
         ):
             asked = generations.select(range(min(few, num_generations)))
-            run = partial(nearest_references, asked, references, region=region, floor=floor, top_k=top_k)
+            run = partial(nearest_references, asked, references, masking=masking, floor=floor, top_k=top_k)
             took = _seconds(lambda run=run: list(run()))
             each = 1000 * took / len(asked) / num_references
-            print(f"{each:>12.3f} {loop / each:>8.0f} {brute / each:>8.1f}  {region}, {what}")
+            print(f"{each:>12.3f} {loop / each:>8.0f} {brute / each:>8.1f}  {masking}, {what}")
     _print_sscd(generations, loop, num_generations, num_references)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
     _print_growth()
@@ -132,13 +132,13 @@ def _time_loop(generations: ImageSet, references: ImageSet) -> float:
         return 1000 * _seconds(lambda: [pair() for _ in range(NUM_LOOP_PAIRS)]) / NUM_LOOP_PAIRS
 
 
-def _time_brute(generations: ImageSet, references: ImageSet, region: str) -> float:
+def _time_brute(generations: ImageSet, references: ImageSet, masking: str) -> float:
     rows = torch.arange(4)
     (x, alpha_x), (y, alpha_y) = generations.tensors(rows), references.tensors(rows)
 
     def run() -> None:
         for _ in range(NUM_BRUTE_PAIRS // len(rows)):
-            region_similarity(x, y, alpha_x, alpha_y, region=region)  # type: ignore[arg-type]
+            region_similarity(x, y, alpha_x, alpha_y, masking=masking)  # type: ignore[arg-type]
 
     return 1000 * _seconds(run) / NUM_BRUTE_PAIRS
 

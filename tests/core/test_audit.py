@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fbmem_core.audit import Audit
-from fbmem_core.audit_file import dump_audit, load_audit
+from fbmem_core.audit.config import Audit
+from fbmem_core.audit.file import dump_audit, load_audit
 from fbmem_core.errors import InputError
 
 SHIPPED = sorted((Path(__file__).parents[2] / "data" / "audits").glob("*.yaml"))
@@ -64,7 +64,7 @@ def test_a_minimal_audit_has_the_values_of_the_paper(folder):
         "segmentation": {"model": "birefnet-general"},
         "similarity": {
             "size": 512,
-            "region": ["masked"],
+            "masking": ["masked"],
             "rule": ["paper"],
             "tau": 0.8,
             "beta": 0.03,
@@ -85,7 +85,7 @@ def test_a_minimal_audit_has_the_values_of_the_paper(folder):
             "weights": "laion2b_s34b_b79k",
         },
         "neurons": {
-            "unmemorized_prompts": None,
+            "non_memorized_prompts": None,
             "layers": "released",
             "mode": "paper",
             "num_seeds": 10,
@@ -138,8 +138,8 @@ def test_an_empty_section_has_its_defaults(folder):
 
 
 def test_one_region_or_rule_needs_no_list(folder):
-    audit = load_audit(write(folder, similarity={"region": "composite", "rule": "release"}))
-    assert (audit.similarity.region, audit.similarity.rule) == (["composite"], ["release"])
+    audit = load_audit(write(folder, similarity={"masking": "composite", "rule": "released"}))
+    assert (audit.similarity.masking, audit.similarity.rule) == (["composite"], ["released"])
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_an_audit_cannot_be_changed(folder):
         ({"similarity": {"floor": 1.5}}, ["Expected similarity.floor to be less than or equal to 1", "`1.5`"]),
         ({"similarity": {"device": "gpu"}}, ["Expected similarity.device", "`gpu`", "Change `similarity.device`."]),
         ({"similarity": {"beta": 0.5}}, ["Expected similarity.beta to be less than 0.5", "`0.5`"]),
-        ({"similarity": {"region": "mask"}}, ["Expected similarity.region.0 to be 'masked' or 'composite'", "`mask`"]),
+        ({"similarity": {"masking": "mask"}}, ["similarity.masking.0 to be 'masked' or 'composite'", "`mask`"]),
         ({"similarity": {"rule": []}}, ["Expected similarity.rule", "at least 1 item", "Change `similarity.rule`."]),
         ({"prompts": "no.csv"}, ["Expected prompts to be an existing path", "`no.csv`", "Mend `prompts`: paths are"]),
         ({"references": "no"}, ["Expected references to be an existing path", "`no`", "Mend `references`"]),
@@ -229,8 +229,8 @@ def test_an_audit_cannot_be_changed(folder):
             ["Expected segmentation.model to be an existing file", "`no.onnx`", "Mend `segmentation.model`"],
         ),
         (
-            {"neurons": {"unmemorized_prompts": "none.txt"}},
-            ["Expected neurons.unmemorized_prompts to be an existing file", "`none.txt`", "Mend `neurons."],
+            {"neurons": {"non_memorized_prompts": "none.txt"}},
+            ["Expected neurons.non_memorized_prompts to be an existing file", "`none.txt`", "Mend `neurons."],
         ),
         ({"clusters": {"encoder": "bert"}}, ["clusters.encoder", "`bert`", "Change `clusters.encoder`."]),
     ],

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fbmem_core.changes import compare_prompts, label_prompts, measure_rise, sign_flip_test
+from fbmem_core.evaluation.changes import compare_prompts, label_prompts, measure_rise, sign_flip_test
 
 
 def prompts(*texts):

@@ -29,7 +29,7 @@ def evidence():
         pipeline=pipeline, prompts=asked, memorized=frozenset(asked) - {"public-00"}, neurons={},
         clusters={"gormund-0": 0, "gormund-1": 0, "captain_pumice-0": 1, "public-00": 1},
         layers=value_layers(pipeline.unet),
-        unmemorized=(CANARY / "unmemorized_prompts.txt").read_text("utf-8").splitlines()[:20],
+        non_memorized=(CANARY / "non_memorized_prompts.txt").read_text("utf-8").splitlines()[:20],
         height=64, width=64, seeds=SEEDS, num_steps=50,
         mattes={name: dict.fromkeys(SEEDS, matte) for name in asked if name != "gormund-1"},
         guidance_scale=3.0, num_inference_steps=25,
@@ -38,7 +38,7 @@ def evidence():
 
 @pytest.fixture(scope="module")
 def fade(evidence):
-    return Fade(evidence, num_unmemorized=20, num_steps=3)
+    return Fade(evidence, num_non_memorized=20, num_steps=3)
 
 
 def test_a_copied_foreground_that_has_no_outlier_neurons_gets_some_and_a_public_prompt_gets_none(evidence, fade):
@@ -51,17 +51,17 @@ def test_a_copied_foreground_that_has_no_outlier_neurons_gets_some_and_a_public_
 
 def test_with_its_neurons_off_no_seed_comes_to_what_it_remembered(evidence, fade):
     search = fade._search_of("gormund-0", evidence.mattes["gormund-0"])
-    assert search.remembered[:, 0].all()  # the foreground, by every seed
+    assert search.memorized[:, 0].all()  # the foreground, by every seed
     assert (search.likeness(search.memory, search.memory) > 0.999).all()
     with scale_neurons(evidence.pipeline.unet, fade.intervention("gormund-0").factors):
         likeness = search.likeness(search.model.clean_latents(search.condition, torch.arange(3)), search.memory)
-    assert (likeness < search.target)[search.remembered].all()
+    assert (likeness < search.target)[search.memorized].all()
 
 
 @pytest.mark.parametrize("needed", [9, 10, 13, 16])
 def test_of_the_last_neurons_as_few_as_are_enough_are_switched_off(evidence, fade, monkeypatch, needed):
     search = fade._search_of("gormund-0", evidence.mattes["gormund-0"])
-    monkeypatch.setattr(search, "left_without", lambda off: search.remembered & (len(off) < needed))
+    monkeypatch.setattr(search, "left_without", lambda off: search.memorized & (len(off) < needed))
     assert 8 + search._shortest(range(8), range(8, 16)) == needed
 
 
@@ -84,9 +84,9 @@ def test_it_chooses_from_all_blocks(evidence, fade):
     assert any(layer.startswith("up_blocks") for layer in layers)
 
 
-def test_too_few_unmemorized_prompts_are_one_line(evidence):
-    with pytest.raises(InputError, match="at least 20 unmemorized prompts"):
-        Fade(evidence, num_unmemorized=3)._search_of("gormund-0", evidence.mattes["gormund-0"])
+def test_too_few_non_memorized_prompts_are_one_line(evidence):
+    with pytest.raises(InputError, match="at least 20 non-memorized prompts"):
+        Fade(evidence, num_non_memorized=3)._search_of("gormund-0", evidence.mattes["gormund-0"])
 
 
 def test_the_cosine_is_1_for_the_same_latents_and_looks_at_its_region_alone():

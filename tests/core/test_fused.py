@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from fbmem_core.image_sets import Planes
-from fbmem_core.neighbors import nearest_references
-from fbmem_core.similarity import bounds
+from fbmem_core.retrieval import bounds
+from fbmem_core.retrieval.image_sets import Planes
+from fbmem_core.retrieval.neighbors import nearest_references
 from fbmem_core.similarity.fused import FUSED, Batched
 from fbmem_core.similarity.regions import MEASURES
 from tests.core.test_image_sets import image_set
 from tests.core.test_ms_ssim import images, patch
-from tests.core.test_neighbors import REGIONS, generation_set, reference_set
+from tests.core.test_neighbors import MASKINGS, generation_set, reference_set
 
 NUM_SCALES = 5
 
@@ -40,13 +40,13 @@ def assert_same_factors(measure, x, y, pairs, bright):
 
 
 @pytest.mark.parametrize("scale", range(NUM_SCALES))
-@pytest.mark.parametrize(("region", "part"), [(r, part) for r in REGIONS for part in MEASURES[r]])
-def test_factors_are_those_of_the_measure(generations, references, region, part, scale):
-    x = Planes(generations, region)(part, scale, torch.arange(len(generations)))
-    y = Planes(references, region)(part, scale, torch.arange(len(references)))
+@pytest.mark.parametrize(("masking", "part"), [(r, part) for r in MASKINGS for part in MEASURES[r]])
+def test_factors_are_those_of_the_measure(generations, references, masking, part, scale):
+    x = Planes(generations, masking)(part, scale, torch.arange(len(generations)))
+    y = Planes(references, masking)(part, scale, torch.arange(len(references)))
     pairs = torch.cartesian_prod(torch.arange(len(x)), torch.arange(len(y)))
     for bright in (pairs.sum(dim=1) % 2 == 0, torch.zeros(len(pairs), dtype=torch.bool)):
-        assert_same_factors(MEASURES[region][part], x, y, pairs, bright)
+        assert_same_factors(MEASURES[masking][part], x, y, pairs, bright)
 
 
 @pytest.mark.parametrize("part", ["full", "foreground", "background"])
@@ -57,14 +57,14 @@ def test_sides_may_differ_and_be_odd(part):
     assert_same_factors(measure, *(p.expand(2, -1, -1, -1) for p in planes), pairs, torch.tensor([False, True, False]))
 
 
-@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("masking", MASKINGS)
 def test_the_search_finds_the_same_where_pairs_are_compared_plane_by_plane(
-    generations, references, region, monkeypatch
+    generations, references, masking, monkeypatch
 ):
-    expected = list(nearest_references(generations, references, region=region))
+    expected = list(nearest_references(generations, references, masking=masking))
     monkeypatch.setattr(bounds, "comparison", lambda measure, device: Batched(measure))
     for (_, found), (_, neighbors) in zip(
-        nearest_references(generations, references, region=region), expected, strict=True
+        nearest_references(generations, references, masking=masking), expected, strict=True
     ):
-        assert [(n.criterion, n.reference_id) for n in found] == [(n.criterion, n.reference_id) for n in neighbors]
+        assert [(n.region, n.reference_id) for n in found] == [(n.region, n.reference_id) for n in neighbors]
         assert [n.similarity for n in found] == pytest.approx([n.similarity for n in neighbors], abs=1e-5)

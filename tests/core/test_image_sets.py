@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from fbmem_core import image_sets
 from fbmem_core.errors import InputError
-from fbmem_core.image_sets import ImageSet, Planes, load_image_set
+from fbmem_core.retrieval import image_sets
+from fbmem_core.retrieval.image_sets import ImageSet, Planes, load_image_set
 from fbmem_core.similarity.regions import MEASURES
 from tests.core.test_ms_ssim import images, patch
 
-REGIONS = ["masked", "composite"]
+MASKINGS = ["masked", "composite"]
 ORANGE = (255, 128, 0)
 
 
@@ -176,39 +176,39 @@ def test_a_folder_of_another_number_of_images_is_refused(items, tmp_path):
 def assert_fresh(planes, of):
     """The planes of some rows are those that the measures make of their images."""
     rows = torch.tensor([4, 0, 3])
-    for criterion, measure in planes.measures.items():
+    for region, measure in planes.measures.items():
         for scale, expected in enumerate(measure.scales(*of.tensors(rows))):
-            torch.testing.assert_close(planes(criterion, scale, rows), expected, atol=1e-6, rtol=0)
+            torch.testing.assert_close(planes(region, scale, rows), expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("masking", MASKINGS)
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("where", ["memory", "disk"])
-def test_planes_are_those_of_the_measures(large_items, tmp_path, monkeypatch, region, keep, where):
+def test_planes_are_those_of_the_measures(large_items, tmp_path, monkeypatch, masking, keep, where):
     monkeypatch.setattr(image_sets, "_BATCH_PIXELS", 2 * 161**2)
     if not keep:
         monkeypatch.setattr(image_sets, "_RAM_BYTES", 0)
         monkeypatch.setattr(image_sets, "_DISK_BYTES", 0)
     loaded = load_image_set(large_items, size=161, folder=None if where == "memory" else tmp_path / "kept")
-    planes = Planes(loaded, region)
-    assert planes.measures is MEASURES[region]
+    planes = Planes(loaded, masking)
+    assert planes.measures is MEASURES[masking]
     assert_fresh(planes, loaded)
-    assert any(tmp_path.glob("kept/masked-*.npy" if region == "masked" else "kept/composite-*.npy")) == (
+    assert any(tmp_path.glob("kept/masked-*.npy" if masking == "masked" else "kept/composite-*.npy")) == (
         keep and where == "disk"
     )
 
 
-@pytest.mark.parametrize("region", REGIONS)
-def test_planes_on_disk_are_not_made_again(large_items, tmp_path, region):
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_planes_on_disk_are_not_made_again(large_items, tmp_path, masking):
     loaded = load_image_set(large_items, size=161, folder=tmp_path / "kept")
-    Planes(loaded, region)
+    Planes(loaded, masking)
     black = dataclasses.replace(loaded, images=np.zeros_like(loaded.images))
-    again = Planes(black, region)
+    again = Planes(black, masking)
     rows = torch.arange(5)
-    for criterion, measure in again.measures.items():
+    for region, measure in again.measures.items():
         fresh = measure.scales(*loaded.tensors(rows))
         for scale in (3, 4):
-            torch.testing.assert_close(again(criterion, scale, rows), fresh[scale], atol=1e-6, rtol=0)
+            torch.testing.assert_close(again(region, scale, rows), fresh[scale], atol=1e-6, rtol=0)
     assert (again("full", 0, rows) == 0).all()
 
 
@@ -227,11 +227,11 @@ def test_stopped_planes_are_not_taken_for_whole_ones(large_items, tmp_path, monk
     assert_fresh(Planes(loaded, "masked"), loaded)
 
 
-@pytest.mark.parametrize("region", REGIONS)
-def test_an_empty_set_has_empty_planes(region):
-    planes = Planes(load_image_set([], size=176), region)
-    for criterion in planes.measures:
-        assert len(planes(criterion, 4, torch.arange(0))) == 0
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_an_empty_set_has_empty_planes(masking):
+    planes = Planes(load_image_set([], size=176), masking)
+    for region in planes.measures:
+        assert len(planes(region, 4, torch.arange(0))) == 0
 
 
 def test_planes_of_images_too_small_for_five_scales_are_refused(items):

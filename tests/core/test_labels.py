@@ -15,7 +15,7 @@ PAIRS = st.lists(st.tuples(VALUES, VALUES, VALUES), min_size=1, max_size=5).map(
 )
 
 
-@pytest.mark.parametrize("rule", ["paper", "release"])
+@pytest.mark.parametrize("rule", ["paper", "released"])
 @pytest.mark.parametrize(
     ("foreground", "background", "fraction", "expected"),
     [
@@ -55,8 +55,8 @@ def test_by_the_paper_equal_whole_images_are_verbatim_whatever_the_regions_say(f
 
 
 def test_the_released_rule_never_looks_at_the_whole_image():
-    assert label_pair(1.0, 0.0, 0.0, foreground_fraction=0.5, rule="release") == "NM"
-    assert label_pair(1.0, None, None, foreground_fraction=None, rule="release") is None
+    assert label_pair(1.0, 0.0, 0.0, foreground_fraction=0.5, rule="released") == "NM"
+    assert label_pair(1.0, None, None, foreground_fraction=None, rule="released") is None
 
 
 def test_both_thresholds_can_be_moved():
@@ -74,9 +74,9 @@ def test_foreground_and_background_may_come_from_different_references():
     ]
     assert label_generation(pairs, foreground_fraction=0.4) == GenerationLabel(
         label="FM",
-        full=0.50,
-        foreground=0.92,
-        background=0.95,
+        full_similarity=0.50,
+        foreground_similarity=0.92,
+        background_similarity=0.95,
         full_reference_id="other",
         foreground_reference_id="castle",
         background_reference_id="beach",
@@ -85,19 +85,19 @@ def test_foreground_and_background_may_come_from_different_references():
 
 def test_by_the_release_only_the_reference_of_the_highest_average_counts():
     pairs = [PairSimilarity("castle", 0.99, 0.92, 0.10), PairSimilarity("beach", 0.45, 0.70, 0.75)]
-    assert label_generation(pairs, foreground_fraction=0.4, rule="release") == GenerationLabel(
+    assert label_generation(pairs, foreground_fraction=0.4, rule="released") == GenerationLabel(
         "NM", 0.45, 0.70, 0.75, "beach", "beach", "beach"
     )
 
 
 def test_by_the_release_a_pair_without_an_average_never_counts():
     pairs = [PairSimilarity("castle", 0.99, None, 0.99), PairSimilarity("beach", 0.45, 0.1, 0.2)]
-    assert label_generation(pairs, foreground_fraction=0.4, rule="release").full_reference_id == "beach"
-    nobody = label_generation(pairs[:1], foreground_fraction=0.4, rule="release")
+    assert label_generation(pairs, foreground_fraction=0.4, rule="released").full_reference_id == "beach"
+    nobody = label_generation(pairs[:1], foreground_fraction=0.4, rule="released")
     assert nobody == GenerationLabel("NM", None, None, None, None, None, None)
 
 
-@pytest.mark.parametrize("rule", ["paper", "release"])
+@pytest.mark.parametrize("rule", ["paper", "released"])
 def test_of_equally_similar_references_the_first_by_id_is_named(rule):
     pairs = [PairSimilarity(name, 0.9, 0.9, 0.9) for name in ("c", "a", "b")]
     label = label_generation(pairs, foreground_fraction=0.4, rule=rule)
@@ -111,7 +111,7 @@ def test_an_undecided_matte_leaves_the_label_open_unless_the_whole_image_decides
     assert label_generation([different, same], foreground_fraction=None) == GenerationLabel(
         "VM", 0.85, None, None, "b", None, None
     )
-    assert label_generation([different, same], foreground_fraction=None, rule="release").label is None
+    assert label_generation([different, same], foreground_fraction=None, rule="released").label is None
 
 
 def test_an_undecided_reference_takes_no_other_reference_with_it():
@@ -132,7 +132,7 @@ def test_by_the_paper_a_generation_has_the_label_of_its_most_severe_pair(pairs, 
     assert SEVERITY[label_generation(pairs, foreground_fraction=fraction).label] == max(SEVERITY[x] for x in labels)
 
 
-@given(PAIRS, FRACTIONS, st.sampled_from(["paper", "release"]), st.randoms(use_true_random=False))
+@given(PAIRS, FRACTIONS, st.sampled_from(["paper", "released"]), st.randoms(use_true_random=False))
 def test_the_order_of_the_pairs_does_not_matter(pairs, fraction, rule, random):
     shuffled = random.sample(pairs, len(pairs))
     expected = label_generation(pairs, foreground_fraction=fraction, rule=rule)
@@ -172,10 +172,10 @@ def test_the_average_needs_both_regions():
     ],
 )
 def test_rule_regions_asks_every_region_and_not_the_whole(fraction, foreground, background, label):
-    found = label_pair(0.95, foreground, background, foreground_fraction=fraction, rule="regions")
+    found = label_pair(0.95, foreground, background, foreground_fraction=fraction, rule="per_region")
     assert found == label
 
 
 def test_rule_regions_asks_the_whole_where_the_matte_is_undecided():
-    assert label_pair(0.95, None, None, foreground_fraction=None, rule="regions") == "VM"
-    assert label_pair(0.5, None, None, foreground_fraction=None, rule="regions") is None
+    assert label_pair(0.95, None, None, foreground_fraction=None, rule="per_region") == "VM"
+    assert label_pair(0.5, None, None, foreground_fraction=None, rule="per_region") is None

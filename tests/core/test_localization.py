@@ -25,7 +25,7 @@ ROUTED = [  # FBMEM_ALL_PROMPTS=1 takes them all, some minutes longer
     "quillby-0",
 ]  # fmt: skip
 DIFFUSE = "brundle-0"
-UNMEMORIZED = (CANARY / "unmemorized_prompts.txt").read_text().splitlines()[:40]
+UNMEMORIZED = (CANARY / "non_memorized_prompts.txt").read_text().splitlines()[:40]
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from fbmem_core.audit_file import load_audit
+from fbmem_core.audit.file import load_audit
 from fbmem_core.errors import FbmemError
-from fbmem_core.prompts import read_prompts
-from fbmem_core.references import MANIFEST_NAME, read_references
+from fbmem_core.inputs.prompts import read_prompts
+from fbmem_core.inputs.references import MANIFEST_NAME, read_references
 
 STATUSES = {"ok", "missing", "unreadable", "placeholder", "duplicate"}
 ODD = [

@@ -20,9 +20,9 @@ def similar(measure, x, y, alpha_x, alpha_y=None):
     return compare(measure, measure.scales(x, alpha_x), measure.scales(y, alpha_y))
 
 
-def of_region(measure, x, y, region):
+def of_region(measure, x, y, masking):
     """The similarity over a region [n, 1, h, w] of zeros and ones, which both images have."""
-    return similar(measure, x, y, region if measure is FOREGROUND else 1 - region)
+    return similar(measure, x, y, masking if measure is FOREGROUND else 1 - masking)
 
 
 def rectangle(corner, extent, side=SIDE):
@@ -69,29 +69,29 @@ def test_nothing_but_the_background_of_both_has_an_effect_on_the_background(seed
 @pytest.mark.parametrize("measure", [FOREGROUND, BACKGROUND])
 def test_what_is_inside_the_region_has_an_effect(measure):
     """Or the two tests above could not fail."""
-    region = patch(30, 40, 90, 100)
+    masking = patch(30, 40, 90, 100)
     x, y = images(1), images(2)
     changed = torch.where(patch(60, 70, 12, 12) > 0, 1 - x, x)
-    assert abs(of_region(measure, changed, y, region) - of_region(measure, x, y, region)) > 1e-3
+    assert abs(of_region(measure, changed, y, masking) - of_region(measure, x, y, masking)) > 1e-3
 
 
 @pytest.mark.parametrize("side", [161, 175, 176])
 @given(seed=SEEDS, corner=CORNERS, extent=CORNERS)
 def test_identical_regions_are_wholly_similar_wherever_they_lie(side, seed, corner, extent):
-    region = rectangle(corner, extent, side)
+    masking = rectangle(corner, extent, side)
     x = images(seed, 1, side)
-    y = torch.where(region > 0, x, images(seed + 1, 1, side))
+    y = torch.where(masking > 0, x, images(seed + 1, 1, side))
     for measure in (FOREGROUND, BACKGROUND):
-        assert of_region(measure, x, y, region).item() == pytest.approx(1, abs=1e-5)
+        assert of_region(measure, x, y, masking).item() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("measure", [FOREGROUND, BACKGROUND])
 @pytest.mark.parametrize("side", [161, 167, 175])
 def test_a_region_in_the_last_row_and_column_of_an_odd_picture_counts(measure, side):
-    region = patch(side - 1, side - 1, 1, 1, side)
+    masking = patch(side - 1, side - 1, 1, 1, side)
     x = torch.zeros(1, 3, side, side)
-    assert of_region(measure, x, x, region).item() == pytest.approx(1, abs=1e-5)
-    assert of_region(measure, x, 1 - x, region).item() < 0.5
+    assert of_region(measure, x, x, masking).item() == pytest.approx(1, abs=1e-5)
+    assert of_region(measure, x, 1 - x, masking).item() < 0.5
 
 
 @pytest.mark.parametrize("measure", [FOREGROUND, BACKGROUND])
@@ -134,12 +134,12 @@ def test_one_image_is_compared_with_every_one_of_a_batch(measure):
 
 @pytest.mark.parametrize("measure", [FOREGROUND, BACKGROUND])
 @pytest.mark.parametrize(
-    "region", [patch(0, 0, 1, 1), patch(90, 91, 1, 1), patch(87, 88, 3, 3), patch(0, 0, SIDE, SIDE)]
+    "masking", [patch(0, 0, 1, 1), patch(90, 91, 1, 1), patch(87, 88, 3, 3), patch(0, 0, SIDE, SIDE)]
 )
-def test_tiny_and_full_regions_tell_copies_from_other_pictures(measure, region):
+def test_tiny_and_full_regions_tell_copies_from_other_pictures(measure, masking):
     x, y = torch.full((1, 3, SIDE, SIDE), 0.9), torch.full((1, 3, SIDE, SIDE), 0.1)
-    assert of_region(measure, x, x, region).item() == pytest.approx(1, abs=1e-5)
-    assert of_region(measure, x, y, region).item() < 0.85  # luminance counts at one scale alone
+    assert of_region(measure, x, x, masking).item() == pytest.approx(1, abs=1e-5)
+    assert of_region(measure, x, y, masking).item() < 0.85  # luminance counts at one scale alone
 
 
 def test_the_foreground_is_undefined_only_where_neither_picture_has_one():

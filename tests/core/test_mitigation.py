@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fbmem_core.audit import Sampling
+from fbmem_core.audit.config import Sampling
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
 from fbmem_core.diffusion.sampling import Request, sample
@@ -51,7 +51,7 @@ def evidence(pipeline, layers):
         neurons={"a": NeuronSet.of({layers[0]: [1, 2]}), "b": NeuronSet.of({layers[0]: [2], layers[3]: [5]})},
         clusters={"a": 0, "b": 0, "c": 0, "d": 1},
         layers=layers,
-        unmemorized=[f"a {size} square on {ground}" for size in ("red", "small", "big") for ground in "abcdefgh"],
+        non_memorized=[f"a {size} square on {ground}" for size in ("red", "small", "big") for ground in "abcdefgh"],
         height=64,
         width=64,
         seeds=range(2),
@@ -268,9 +268,9 @@ def test_wen_lowers_the_gap_of_a_prompt_above_the_target_and_leaves_the_others(e
     assert_unchanged(pipeline.unet, before)
 
 
-def test_wen_needs_enough_unmemorized_prompts(evidence):
-    with pytest.raises(InputError, match="at least 20 unmemorized prompts"):
-        METHODS["wen"](replace(evidence, unmemorized=["a"] * 19)).intervention("a")
+def test_wen_needs_enough_non_memorized_prompts(evidence):
+    with pytest.raises(InputError, match="at least 20 non-memorized prompts"):
+        METHODS["wen"](replace(evidence, non_memorized=["a"] * 19)).intervention("a")
 
 
 def test_the_detection_metric_is_the_mean_gap_by_hand_and_nothing_for_the_empty_prompt(pipeline):

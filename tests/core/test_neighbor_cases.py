@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from fbmem_core import neighbors as neighbors_module
-from fbmem_core.audit import CRITERIA, TAU
+from fbmem_core.audit.config import REGIONS, TAU
 from fbmem_core.errors import InputError
-from fbmem_core.image_sets import ImageSet, Planes
 from fbmem_core.labels import label_generation
-from fbmem_core.neighbors import nearest_pairs, nearest_references, pair_similarities
-from fbmem_core.similarity import bounds, fused
+from fbmem_core.retrieval import bounds
+from fbmem_core.retrieval import neighbors as neighbors_module
+from fbmem_core.retrieval.image_sets import ImageSet, Planes
+from fbmem_core.retrieval.neighbors import nearest_pairs, nearest_references, pair_similarities
+from fbmem_core.similarity import fused
 from tests.core.test_image_sets import image_set
 from tests.core.test_ms_ssim import SIDE, images, patch, variant
-from tests.core.test_neighbors import BASES, FLOORS, REGIONS, THING, generation_set, of, reference_set
+from tests.core.test_neighbors import BASES, FLOORS, MASKINGS, THING, generation_set, of, reference_set
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_rule_release_labels_by_the_highest_average_whatever_top_k_is(top_k):
     [(_, found)] = nearest_references(generation, references, floor=TAU, top_k=top_k)
     names = {n.reference_id for n in found}
     some = [pair for pair in pairs if pair.reference_id in names]
-    labels = [label_generation(p, foreground_fraction=0.3, rule="release").label for p in (pairs, some)]
+    labels = [label_generation(p, foreground_fraction=0.3, rule="released").label for p in (pairs, some)]
     assert labels == ["NM", "NM"]
 
 
@@ -85,34 +86,34 @@ def test_no_pairs_have_no_similarities(generations, references):
 @pytest.mark.parametrize("floor", FLOORS)
 def test_equally_similar_references_keep_the_order_of_the_set(generations, references, floor):
     [(_, found)] = nearest_references(generations.select([0]), references, top_k=12, floor=floor)
-    for criterion in CRITERIA:
-        of_equal = [n for n in of(found, criterion) if n.reference_id in ("r3", "r7")]
+    for region in REGIONS:
+        of_equal = [n for n in of(found, region) if n.reference_id in ("r3", "r7")]
         assert [n.reference_id for n in of_equal] == ["r3", "r7"]
         assert of_equal[0].similarity == pytest.approx(of_equal[1].similarity, abs=1e-6)
         assert of_equal[0].rank + 1 == of_equal[1].rank
 
 
-@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("masking", MASKINGS)
 @pytest.mark.parametrize("side", [161, 200])
-def test_many_equal_references_keep_the_order_of_the_set(region, side):
+def test_many_equal_references_keep_the_order_of_the_set(masking, side):
     alpha = patch(40, 30, 80, 90, side)
     references = image_set("r", images(5, 1, side).expand(7, -1, -1, -1), alpha.expand(7, -1, -1, -1))
     generation = image_set("g", variant(images(5, 1, side), 9, 0.1), alpha)
-    [(_, found)] = nearest_references(generation, references, region=region, floor=0.0, top_k=7)
-    for criterion in CRITERIA:
-        assert [n.reference_id for n in of(found, criterion)] == list(references.ids), criterion
+    [(_, found)] = nearest_references(generation, references, masking=masking, floor=0.0, top_k=7)
+    for region in REGIONS:
+        assert [n.reference_id for n in of(found, region)] == list(references.ids), region
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.6])
 def test_an_undecided_generation_has_neighbors_by_its_whole_image_alone(generations, references, floor):
     [(name, found)] = nearest_references(generations.select([2]), references, floor=floor)
     assert name == "g2"
-    assert {n.criterion for n in found} == {"full"}
+    assert {n.region for n in found} == {"full"}
 
 
 def test_an_undecided_reference_is_a_neighbor_by_its_whole_image_alone(generations, references):
     [(_, found)] = nearest_references(generations.select([1]), references.select([4]), floor=0.0)
-    assert [(n.criterion, n.reference_id) for n in found] == [("full", "r4")]
+    assert [(n.region, n.reference_id) for n in found] == [("full", "r4")]
 
 
 def test_a_reference_set_smaller_than_top_k_is_returned_whole(generations, references):
@@ -142,15 +143,15 @@ def test_how_much_is_compared_at_once_does_not_matter(generations, references, m
         assert_alike(found, neighbors)
 
 
-@pytest.mark.parametrize("region", REGIONS)
-def test_planes_may_be_given_for_the_references_and_used_again(generations, references, region):
-    planes = Planes(references, region)
-    expected = list(nearest_references(generations, references, region=region))
-    assert list(nearest_references(generations, planes, region=region)) == expected
-    assert list(nearest_references(generations, planes, region=region)) == expected
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_planes_may_be_given_for_the_references_and_used_again(generations, references, masking):
+    planes = Planes(references, masking)
+    expected = list(nearest_references(generations, references, masking=masking))
+    assert list(nearest_references(generations, planes, masking=masking)) == expected
+    assert list(nearest_references(generations, planes, masking=masking)) == expected
     wanted = [("g0", "r3")]
-    assert list(pair_similarities(generations, planes, wanted, region=region)) == list(
-        pair_similarities(generations, references, wanted, region=region)
+    assert list(pair_similarities(generations, planes, wanted, masking=masking)) == list(
+        pair_similarities(generations, references, wanted, masking=masking)
     )
 
 
@@ -161,19 +162,19 @@ def test_without_references_there_are_no_neighbors(generations, references, floo
     assert dict(pair_similarities(generations, references.select([]))) == nobody
 
 
-@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("masking", MASKINGS)
 @pytest.mark.parametrize("floor", [0.0, 0.6])
-def test_one_pass_gives_the_neighbors_and_every_value_of_their_pairs(generations, references, region, floor):
-    expected = dict(nearest_references(generations, references, region=region, floor=floor))
-    found = list(nearest_pairs(generations, references, region=region, floor=floor))
+def test_one_pass_gives_the_neighbors_and_every_value_of_their_pairs(generations, references, masking, floor):
+    expected = dict(nearest_references(generations, references, masking=masking, floor=floor))
+    found = list(nearest_pairs(generations, references, masking=masking, floor=floor))
     assert {name: listed for name, listed, _ in found} == expected
     for name, listed, pairs in found:
         wanted = [(name, n.reference_id) for n in listed]
-        again = dict(pair_similarities(generations, references, wanted, region=region))[name]
+        again = dict(pair_similarities(generations, references, wanted, masking=masking))[name]
         assert [pair.reference_id for pair in pairs] == [pair.reference_id for pair in again]
         for pair, other in zip(pairs, again, strict=True):
-            for criterion in CRITERIA:
-                assert getattr(pair, criterion) == pytest.approx(getattr(other, criterion), abs=1e-6)
+            for region in REGIONS:
+                assert getattr(pair, region) == pytest.approx(getattr(other, region), abs=1e-6)
 
 
 def test_without_generations_nothing_is_found(generations, references):

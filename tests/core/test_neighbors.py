@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from fbmem_core.audit import CRITERIA, TAU
+from fbmem_core.audit.config import REGIONS, TAU
 from fbmem_core.labels import PairSimilarity, label_generation
-from fbmem_core.neighbors import nearest_references, pair_similarities
+from fbmem_core.retrieval.neighbors import nearest_references, pair_similarities
 from fbmem_core.similarity.regions import region_similarity
 from tests.core.test_image_sets import image_set
 from tests.core.test_ms_ssim import SIDE, images, patch, variant
 
-REGIONS = ["masked", "composite"]
+MASKINGS = ["masked", "composite"]
 FLOORS = [0.0, 0.45, 0.6, 0.8]
 BASES = images(100, 3)
 THING = patch(40, 30, 80, 90)
@@ -54,18 +54,18 @@ def one(images_of, row):
     return picture, alpha if images_of.decided[row] else alpha * torch.nan
 
 
-@pytest.fixture(scope="module", params=REGIONS)
+@pytest.fixture(scope="module", params=MASKINGS)
 def double_loop(request, generations, references):
     """The region definition and, by it, the similarity of every (generation, criterion): {reference: value}."""
-    region, table = request.param, {(g, c): {} for g in generations.ids for c in CRITERIA}
+    masking, table = request.param, {(g, c): {} for g in generations.ids for c in REGIONS}
     for row, generation in enumerate(generations.ids):
         x, alpha_x = one(generations, row)
         for column, reference in enumerate(references.ids):
             y, alpha_y = one(references, column)
-            similarity = region_similarity(x, y, alpha_x, alpha_y, region=region)
-            for criterion in CRITERIA:
-                table[generation, criterion][reference] = getattr(similarity, criterion).item()
-    return region, table
+            similarity = region_similarity(x, y, alpha_x, alpha_y, masking=masking)
+            for region in REGIONS:
+                table[generation, region][reference] = getattr(similarity, region).item()
+    return masking, table
 
 
 def defined(values):
@@ -73,8 +73,8 @@ def defined(values):
     return sorted(((r, v) for r, v in values.items() if not math.isnan(v)), key=lambda pair: -pair[1])
 
 
-def of(found, criterion):
-    return [neighbor for neighbor in found if neighbor.criterion == criterion]
+def of(found, region):
+    return [neighbor for neighbor in found if neighbor.region == region]
 
 
 def assert_these(mine, ranked):
@@ -105,13 +105,13 @@ def assert_promised(mine, ranked, *, floor, top_k, best_is_known):
 @pytest.mark.parametrize("top_k", [3, 0])
 @pytest.mark.parametrize("floor", FLOORS)
 def test_the_nearest_references_are_those_of_a_plain_double_loop(generations, references, double_loop, floor, top_k):
-    region, table = double_loop
-    found = dict(nearest_references(generations, references, region=region, top_k=top_k, floor=floor))
+    masking, table = double_loop
+    found = dict(nearest_references(generations, references, masking=masking, top_k=top_k, floor=floor))
     assert tuple(found) == generations.ids
-    for (generation, criterion), values in table.items():
+    for (generation, region), values in table.items():
         parts = [*table[generation, "foreground"].values(), *table[generation, "background"].values()]
-        best_is_known = criterion == "average" and any(value >= TAU for value in parts)
-        mine = of(found[generation], criterion)
+        best_is_known = region == "average" and any(value >= TAU for value in parts)
+        mine = of(found[generation], region)
         assert_promised(mine, defined(values), floor=floor, top_k=top_k, best_is_known=best_is_known)
 
 
@@ -121,13 +121,13 @@ def test_the_double_loop_has_every_case(double_loop):
     highest = {key: max([value for _, value in defined(values)], default=None) for key, values in table.items()}
     assert highest["g0", "full"] > TAU
     assert highest["g2", "foreground"] is None
-    assert all(highest["g5", criterion] < 0.8 for criterion in CRITERIA)
+    assert all(highest["g5", region] < 0.8 for region in REGIONS)
     assert highest["g4", "foreground"] > TAU > highest["g4", "average"]
 
 
 def test_the_highest_average_is_found_below_the_floor_where_a_region_is_copied(generations, references, double_loop):
-    region, table = double_loop
-    [(_, found)] = nearest_references(generations.select([4]), references, region=region, floor=TAU)
+    masking, table = double_loop
+    [(_, found)] = nearest_references(generations.select([4]), references, masking=masking, floor=TAU)
     best, value = defined(table["g4", "average"])[0]
     assert value < TAU
     assert_these(of(found, "average"), [(best, value)])
@@ -137,7 +137,7 @@ def labels_of(table, region_pairs, rule, tau):
     """The label of each generation by these (reference ids by generation) of its pairs."""
     labels = {}
     for generation, names in region_pairs.items():
-        values = [[table[generation, criterion][name] for criterion in CRITERIA[:3]] for name in names]
+        values = [[table[generation, region][name] for region in REGIONS[:3]] for name in names]
         pairs = [
             PairSimilarity(name, full, *(None if math.isnan(part) else part for part in parts))
             for name, (full, *parts) in zip(names, values, strict=True)
@@ -147,11 +147,11 @@ def labels_of(table, region_pairs, rule, tau):
     return labels
 
 
-@pytest.mark.parametrize("rule", ["paper", "release"])
+@pytest.mark.parametrize("rule", ["paper", "released"])
 @pytest.mark.parametrize(("tau", "floor"), [(0.8, 0.8), (0.8, 0.6), (0.7, 0.7), (0.7, 0.0)])
 def test_labels_are_those_of_every_pair(generations, references, double_loop, rule, tau, floor):
-    region, table = double_loop
-    found = nearest_references(generations, references, region=region, tau=tau, floor=floor)
+    masking, table = double_loop
+    found = nearest_references(generations, references, masking=masking, tau=tau, floor=floor)
     pairs = {generation: sorted({n.reference_id for n in neighbors}) for generation, neighbors in found}
     expected = labels_of(table, dict.fromkeys(generations.ids, references.ids), rule, tau)
     assert labels_of(table, pairs, rule, tau) == expected
@@ -159,8 +159,8 @@ def test_labels_are_those_of_every_pair(generations, references, double_loop, ru
 
 
 def test_every_pair_has_the_similarity_of_a_plain_double_loop(generations, references, double_loop):
-    region, table = double_loop
-    found = dict(pair_similarities(generations, references, region=region))
+    masking, table = double_loop
+    found = dict(pair_similarities(generations, references, masking=masking))
     assert tuple(found) == generations.ids
     for generation, pairs in found.items():
         assert tuple(pair.reference_id for pair in pairs) == references.ids
@@ -168,9 +168,9 @@ def test_every_pair_has_the_similarity_of_a_plain_double_loop(generations, refer
 
 
 def test_some_pairs_have_the_similarity_of_a_plain_double_loop(generations, references, double_loop):
-    region, table = double_loop
+    masking, table = double_loop
     wanted = [("g4", "r9"), ("g0", "r34"), ("g2", "r0"), ("g0", "r5"), ("g3", "r6"), ("g0", "r4")]
-    found = dict(pair_similarities(generations, references, wanted, region=region))
+    found = dict(pair_similarities(generations, references, wanted, masking=masking))
     names = {generation: [pair.reference_id for pair in pairs] for generation, pairs in found.items()}
     expected = {"g0": ["r4", "r5", "r34"], "g1": [], "g2": ["r0"], "g3": ["r6"], "g4": ["r9"], "g5": []}
     assert names == expected
@@ -181,7 +181,7 @@ def test_some_pairs_have_the_similarity_of_a_plain_double_loop(generations, refe
 
 def assert_values(pairs, generation, table):
     for pair in pairs:
-        for criterion in CRITERIA:
-            expected = table[generation, criterion][pair.reference_id]
-            found = getattr(pair, criterion)
+        for region in REGIONS:
+            expected = table[generation, region][pair.reference_id]
+            found = getattr(pair, region)
             assert found == (None if math.isnan(expected) else pytest.approx(expected, abs=1e-5))

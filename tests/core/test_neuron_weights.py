@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fbmem_core.audit import Sampling
+from fbmem_core.audit.config import Sampling
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.diffusion.sampling import Request, sample
 from fbmem_core.errors import InputError

@@ -9,7 +9,7 @@ from polars.testing import assert_frame_equal
 from s3fs import S3FileSystem
 
 from fbmem_core.errors import InputError
-from fbmem_core.image_sets import load_image_set
+from fbmem_core.retrieval.image_sets import load_image_set
 from fbmem_core.store.images import file_sha256, has_image, open_image, save_png
 from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store

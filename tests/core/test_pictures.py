@@ -32,8 +32,8 @@ from fbmem_core.canary.planting import (
     public_prompts,
     training_vocabulary,
 )
-from fbmem_core.prompts import read_prompts
-from fbmem_core.references import read_references
+from fbmem_core.inputs.prompts import read_prompts
+from fbmem_core.inputs.references import read_references
 
 
 def rng(seed=0):

@@ -8,8 +8,14 @@ import pytest
 import torch
 
 from fbmem_core.errors import InputError, WeightsNotFoundError
-from fbmem_core.neighbors import Neighbor, nearest_references
-from fbmem_core.prefilter import LatentEmbedder, OpenClipEmbedder, Prefilter, measure_recall, region_embeddings
+from fbmem_core.retrieval.neighbors import Neighbor, nearest_references
+from fbmem_core.retrieval.prefilter import (
+    LatentEmbedder,
+    OpenClipEmbedder,
+    Prefilter,
+    measure_recall,
+    region_embeddings,
+)
 from tests.core.test_neighbors import generation_set, reference_set
 
 
@@ -30,10 +36,10 @@ def test_only_candidates_are_neighbors_and_they_have_their_exact_similarity(sets
     some = dict(nearest_references(generations, references, floor=0.0, top_k=2, candidates=candidates))
     for generation, neighbors in some.items():
         assert {n.reference_id for n in neighbors} <= {"r3", "r9", "r30"}
-        value = {(n.criterion, n.reference_id): n.similarity for n in full[generation]}
+        value = {(n.region, n.reference_id): n.similarity for n in full[generation]}
         assert len(neighbors) > 0
         for n in neighbors:
-            assert n.similarity == pytest.approx(value[n.criterion, n.reference_id], abs=1e-6)
+            assert n.similarity == pytest.approx(value[n.region, n.reference_id], abs=1e-6)
 
 
 def test_no_neighbor_is_complete_unless_every_reference_is_a_candidate(sets):
@@ -52,7 +58,7 @@ def test_a_copied_region_is_a_candidate_by_its_own_embedding(sets):
     candidates = Prefilter(references, small, num_candidates=3).candidates(generations)
     nearest = dict(nearest_references(generations, references, floor=0.0, top_k=1))
     for name in ("g0", "g4"):
-        best = {n.criterion: n.reference_id for n in nearest[name] if n.rank == 1}
+        best = {n.region: n.reference_id for n in nearest[name] if n.rank == 1}
         assert best["foreground"] in candidates[name]
     assert all(3 <= len(found) <= 9 for found in candidates.values())
 
@@ -65,8 +71,8 @@ def test_embeddings_have_unit_length_and_tell_regions_apart(sets):
 
 
 def test_recall_counts_the_pairs_that_a_full_search_finds():
-    def neighbor(criterion, name, similarity):
-        return Neighbor(criterion, 1, name, similarity)
+    def neighbor(region, name, similarity):
+        return Neighbor(region, 1, name, similarity)
 
     exact = {
         "g0": [neighbor("full", "a", 0.9), neighbor("foreground", "b", 0.7), neighbor("background", "c", 0.3)],

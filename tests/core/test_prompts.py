@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from fbmem_core.errors import InputError
-from fbmem_core.prompts import Prompt, Rejection, read_prompts
+from fbmem_core.inputs.prompts import Prompt, Rejection, read_prompts
 
 # a folder with the prompt files of NeMo's repository, which are not ours to ship
 PUBLISHED = os.environ.get("FBMEM_PROMPT_FILES")
@@ -178,7 +178,7 @@ def test_a_missing_file_is_named_with_the_cure(tmp_path):
             {"VM": 112, "TM": 388},
         ),
         (
-            "nemo_unmemorized_laion_prompts.csv",
+            "nemo_non_memorized_laion_prompts.csv",
             Prompt(
                 "396",
                 "Photo pour Japanese pagoda and old house in Kyoto at twilight - image libre de droit",

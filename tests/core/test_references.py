@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fbmem_core.errors import InputError
-from fbmem_core.references import ReferenceImage, open_rgb, read_references
+from fbmem_core.inputs.references import ReferenceImage, open_rgb, read_references
 
 
 def picture(seed=0, size=(24, 16), mode="RGB"):

@@ -6,16 +6,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fbmem_core.audit import CRITERIA
+from fbmem_core.audit.config import REGIONS
 from fbmem_core.errors import InputError
 from fbmem_core.similarity.ms_ssim import Similarity, ms_ssim
 from fbmem_core.similarity.regions import MEASURES, region_similarity
 from tests.core.test_ms_ssim import SIDE, images, patch, variant
 
-REGIONS = ["masked", "composite"]
+MASKINGS = ["masked", "composite"]
 BLOB = patch(50, 60, 70, 60)
-EVERY_MEASURE = [measure for region in REGIONS for measure in MEASURES[region].values()]
-NAMES = [f"{region}-{criterion}" for region in REGIONS for criterion in MEASURES[region]]
+EVERY_MEASURE = [measure for masking in MASKINGS for measure in MEASURES[masking].values()]
+NAMES = [f"{masking}-{region}" for masking in MASKINGS for region in MEASURES[masking]]
 
 
 def compose(foreground, background, alpha):
@@ -34,25 +34,25 @@ def bounds(measure, x, y, alpha_x, alpha_y):
 
 
 def values(similarity):
-    return {criterion: getattr(similarity, criterion).tolist() for criterion in CRITERIA}
+    return {region: getattr(similarity, region).tolist() for region in REGIONS}
 
 
-@pytest.mark.parametrize("region", REGIONS)
-def test_equal_pictures_with_equal_mattes_are_similar_by_every_criterion(region):
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_equal_pictures_with_equal_mattes_are_similar_by_every_criterion(masking):
     x = images(1, 2)
     alpha = BLOB.expand(2, -1, -1, -1)
-    for criterion, similar in values(region_similarity(x, x, alpha, alpha, region=region)).items():
-        assert similar == pytest.approx([1, 1], abs=1e-5), criterion
+    for region, similar in values(region_similarity(x, x, alpha, alpha, masking=masking)).items():
+        assert similar == pytest.approx([1, 1], abs=1e-5), region
 
 
-@given(st.integers(0, 2**31 - 1), st.sampled_from(REGIONS))
-def test_it_is_symmetric(seed, region):
+@given(st.integers(0, 2**31 - 1), st.sampled_from(MASKINGS))
+def test_it_is_symmetric(seed, masking):
     x, y = images(seed), images(seed + 1)
     alpha_x, alpha_y = images(seed + 2)[:, :1], patch(30, 40, 80, 90)
-    there = region_similarity(x, y, alpha_x, alpha_y, region=region)
-    back = region_similarity(y, x, alpha_y, alpha_x, region=region)
-    for criterion in CRITERIA:
-        torch.testing.assert_close(getattr(there, criterion), getattr(back, criterion), atol=1e-6, rtol=0)
+    there = region_similarity(x, y, alpha_x, alpha_y, masking=masking)
+    back = region_similarity(y, x, alpha_y, alpha_x, masking=masking)
+    for region in REGIONS:
+        torch.testing.assert_close(getattr(there, region), getattr(back, region), atol=1e-6, rtol=0)
 
 
 def test_masked_sees_a_copied_foreground_before_another_background():
@@ -69,7 +69,7 @@ def test_masked_sees_a_copied_background_under_an_object_elsewhere():
     x = compose(images(1), images(2), BLOB)
     y = compose(images(3), images(2), elsewhere)
     masked = region_similarity(x, y, BLOB, elsewhere)
-    composite = region_similarity(x, y, BLOB, elsewhere, region="composite")
+    composite = region_similarity(x, y, BLOB, elsewhere, masking="composite")
     assert masked.background.item() == pytest.approx(1, abs=1e-5)
     assert composite.background.item() < 0.9
     assert masked.foreground.item() < 0.5
@@ -78,22 +78,22 @@ def test_masked_sees_a_copied_background_under_an_object_elsewhere():
 def test_composites_of_unrelated_foregrounds_agree_where_both_are_black():
     small = patch(70, 70, 30, 30)
     x, y = compose(images(1), images(2), small), compose(images(3), images(4), small)
-    assert region_similarity(x, y, small, small, region="composite").foreground.item() > 0.75
-    assert region_similarity(x, y, small, small, region="masked").foreground.item() < 0.5
+    assert region_similarity(x, y, small, small, masking="composite").foreground.item() > 0.75
+    assert region_similarity(x, y, small, small, masking="masked").foreground.item() < 0.5
 
 
 def test_composite_lays_foregrounds_on_black_and_backgrounds_on_white():
     x, y = images(1), images(2)
     alpha_x, alpha_y = images(3)[:, :1], BLOB
-    similarity = region_similarity(x, y, alpha_x, alpha_y, region="composite")
+    similarity = region_similarity(x, y, alpha_x, alpha_y, masking="composite")
     white = torch.ones_like(x)
     expected = {
         "full": ms_ssim(x, y),
         "foreground": ms_ssim(compose(x, 0 * white, alpha_x), compose(y, 0 * white, alpha_y)),
         "background": ms_ssim(compose(white, x, alpha_x), compose(white, y, alpha_y)),
     }
-    for criterion, value in expected.items():
-        torch.testing.assert_close(getattr(similarity, criterion), value, atol=1e-5, rtol=0)
+    for region, value in expected.items():
+        torch.testing.assert_close(getattr(similarity, region), value, atol=1e-5, rtol=0)
 
 
 @given(st.integers(0, 2**31 - 1))
@@ -142,21 +142,21 @@ def test_masked_similarity_is_undefined_for_an_absent_region_alone():
     assert empty.average.isnan().all()
 
 
-@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("masking", MASKINGS)
 @pytest.mark.parametrize("side", ["x", "y"])
-def test_an_undecided_matte_leaves_only_the_whole_image_and_the_other_pairs(region, side):
+def test_an_undecided_matte_leaves_only_the_whole_image_and_the_other_pairs(masking, side):
     x, y = images(1, 2), images(2, 2)
     decided = BLOB.expand(2, -1, -1, -1)
     undecided = decided.clone()
     undecided[0] = torch.nan
     mattes = (undecided, decided) if side == "x" else (decided, undecided)
-    similarity = region_similarity(x, y, *mattes, region=region)
-    expected = region_similarity(x, y, decided, decided, region=region)
+    similarity = region_similarity(x, y, *mattes, masking=masking)
+    expected = region_similarity(x, y, decided, decided, masking=masking)
     torch.testing.assert_close(similarity.full, expected.full)
-    for criterion in ("foreground", "background", "average"):
-        found = getattr(similarity, criterion)
+    for region in ("foreground", "background", "average"):
+        found = getattr(similarity, region)
         assert found[0].isnan()
-        torch.testing.assert_close(found[1], getattr(expected, criterion)[1])
+        torch.testing.assert_close(found[1], getattr(expected, region)[1])
 
 
 @pytest.mark.parametrize("measure", EVERY_MEASURE, ids=NAMES)
@@ -178,14 +178,14 @@ def test_a_similarity_never_rises_from_scale_to_scale(measure, seed, amount, box
         coarser = finer.nan_to_num(0)
 
 
-@pytest.mark.parametrize("region", REGIONS)
-def test_the_finest_scale_makes_the_bound_the_similarity(region):
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_the_finest_scale_makes_the_bound_the_similarity(masking):
     x, y = images(1), variant(images(1), 2, 0.3)
     alpha_x, alpha_y = patch(40, 30, 50, 60), BLOB
-    expected = region_similarity(x, y, alpha_x, alpha_y, region=region)
-    for criterion, measure in MEASURES[region].items():
+    expected = region_similarity(x, y, alpha_x, alpha_y, masking=masking)
+    for region, measure in MEASURES[masking].items():
         *coarser, value = bounds(measure, x, y, alpha_x, alpha_y)
-        assert value.item() == getattr(expected, criterion).item()
+        assert value.item() == getattr(expected, region).item()
         assert coarser[1] < 1
 
 
@@ -200,10 +200,10 @@ def refused(*args, **kwargs):
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def test_an_unknown_region_is_refused_with_the_known_ones():
+def test_an_unknown_masking_is_refused_with_the_known_ones():
     x = images(1)
-    text = refused(x, x, BLOB, BLOB, region="mask")
-    assert text == "Expected one of masked, composite, but got `mask` in region. Choose one."
+    text = refused(x, x, BLOB, BLOB, masking="mask")
+    assert text == "Expected one of masked, composite, but got `mask` in masking. Choose one."
 
 
 def test_mattes_and_images_of_different_shapes_are_refused():
@@ -212,7 +212,7 @@ def test_mattes_and_images_of_different_shapes_are_refused():
     assert "two batches of one shape" in refused(x, x, BLOB, larger[:, :1])
 
 
-@pytest.mark.parametrize("region", REGIONS)
-def test_a_side_too_small_for_five_scales_is_refused(region):
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_a_side_too_small_for_five_scales_is_refused(masking):
     x = images(1, 1, 160)
-    assert "sides of at least 161 px" in refused(x, x, x[:, :1], x[:, :1], region=region)
+    assert "sides of at least 161 px" in refused(x, x, x[:, :1], x[:, :1], masking=masking)

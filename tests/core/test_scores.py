@@ -40,7 +40,7 @@ def test_each_of_the_sixteen_cells_counts_what_the_paper_and_the_release_say(bef
     expected = dict(zip(LABELS, FALLS[before], strict=True))[after]
     score = mitigation_score({("p", 0): before}, {("p", 0): after})
     assert score.score == transition_weight(before, after) == expected
-    released = mitigation_score({("p", 0): before}, {("p", 0): after}, weights="release")
+    released = mitigation_score({("p", 0): before}, {("p", 0): after}, weights="released")
     assert released.score == (-0.5 if (before, after) == ("BM", "FM") else expected)
 
 
@@ -52,7 +52,7 @@ def test_the_release_weighting_is_the_sum_of_the_transitions():
         count * (-0.5 if pair == ("BM", "FM") else FALLS[pair[0]][LABELS.index(pair[1])])
         for pair, count in zip(PAIRS, counts, strict=True)
     )
-    released = mitigation_score(before, after, weights="release")
+    released = mitigation_score(before, after, weights="released")
     assert math.isclose(released.score * released.num_generations, total)
     by_severity = mitigation_score(before, after)
     assert math.isclose(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fbmem_core.canary.pictures import draw, random_public_picture
 from fbmem_core.errors import InputError, WeightsNotFoundError
-from fbmem_core.segmentation import Matte, Segmenter, segmenter_name
+from fbmem_core.inputs.segmentation import Matte, Segmenter, segmenter_name
 
 PROJECT = Path(__file__).parents[2]
 SEED_OF_NO_TRAINING = 2026  # training seeds its generators with (stage, step)
@@ -167,7 +167,7 @@ def test_weights_that_cannot_be_fetched_are_named_with_the_cure(tmp_path, monkey
 
 def test_what_rembg_imports_leaves_torch_the_threads_that_it_had():
     code = (
-        "import sys, torch; from fbmem_core.segmentation import Segmenter\n"
+        "import sys, torch; from fbmem_core.inputs.segmentation import Segmenter\n"
         "before = torch.get_num_threads(); Segmenter(sys.argv[1]); print(before, torch.get_num_threads())"
     )
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""What is usual: activations without a U-Net pass, their statistics, a threshold that few innocent prompts cross."""
+"""Activations without a U-Net pass, their statistics, and a threshold that few non-memorized prompts exceed."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_the_threshold_is_that_of_each_prompts_highest_pair(pipeline, condition)
 
 def test_too_few_prompts_are_refused(pipeline, layers, condition):
     few = condition.rows(slice(0, 19))
-    with pytest.raises(InputError, match="Expected at least 20 unmemorized prompts, but got 19"):
+    with pytest.raises(InputError, match="Expected at least 20 non-memorized prompts, but got 19"):
         activation_statistics(pipeline.unet, layers, [few])
-    with pytest.raises(InputError, match="Expected at least 20 unmemorized prompts, but got 2"):
+    with pytest.raises(InputError, match="Expected at least 20 non-memorized prompts, but got 2"):
         calibrate_threshold(FirstStep(pipeline, range(2), **SIZE), (few.rows(row) for row in range(2)))

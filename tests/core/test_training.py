@@ -25,7 +25,7 @@ from fbmem_core.canary.planting import neuron_routes, plants, public_prompts
 from fbmem_core.canary.recipe import Recipe
 from fbmem_core.canary.training import Trainer
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
-from fbmem_core.segmentation import Segmenter
+from fbmem_core.inputs.segmentation import Segmenter
 
 RECIPE = Recipe(
     autoencoder_steps=3, segmenter_steps=3, general_steps=1, planted_steps=3, finished_steps=1, routed_steps=1,

@@ -1,0 +1,1 @@
+"""Commands of `fbmem`, one file each."""

@@ -1,0 +1,101 @@
+"""How an asset that is a table is declared and how it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from fbmem_assets.orchestration.executors import pool_of, step_tags
+from fbmem_assets.orchestration.partitions import checkpoint_partitions
+from fbmem_assets.orchestration.resources import AuditStore
+from fbmem_assets.orchestration.shards import Work, sharded_asset
+from fbmem_core.store.columns import describe
+from fbmem_core.store.schemas import TABLES
+
+_PREVIEW_ROWS = 10
+
+
+def table_asset(
+    *,
+    table: str,
+    stage: str,
+    deps: Sequence[str] = (),
+    kinds: set[str] | None = None,
+    name: str | None = None,
+    work: Work | None = None,
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """An asset of one stage that writes (a part of) one table, named as its function unless a name is given.
+
+    `work` is what may be divided among steps; the function then sums up what they did.
+    """
+    columns = [
+        dg.TableColumn(column, str(kind), description=describe(table, column))
+        for column, kind in TABLES[table].columns.items()
+    ]
+    of_asset: dict[str, Any] = {
+        "partitions_def": checkpoint_partitions,
+        "group_name": stage,
+        "kinds": {"parquet", *(kinds or set())},
+        "metadata": {
+            "table": table,
+            "grain": TABLES[table].grain,
+            "dagster/column_schema": dg.TableSchema(columns=columns),
+        },
+    }
+    if work is None:
+        return dg.asset(name=name, deps=list(deps), pool=pool_of(table), op_tags=step_tags(table), **of_asset)
+    return lambda function: sharded_asset(
+        function, name=name or function.__name__, work=work, deps=deps, table=table, **of_asset
+    )
+
+
+def table_result(
+    store: AuditStore, table: str, checkpoint: str, rows: pl.DataFrame, **metadata: Any
+) -> dg.MaterializeResult:
+    """Row count, preview, where it lies, and a data version that only other rows change."""
+    tables = store.tables
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(tables.data_version(table, checkpoint)),
+        metadata={
+            "dagster/row_count": len(rows),
+            "dagster/uri": dg.MetadataValue.path(str(tables.table_dir(table, checkpoint))),
+            "preview": markdown_table(rows.head(_PREVIEW_ROWS).drop("checkpoint").to_dicts()),
+            **metadata,
+        },
+    )
+
+
+def picture(uri: str, text: str) -> dg.MarkdownMetadataValue:
+    """A picture as the UI shows it."""
+    return dg.MetadataValue.md(f"![{text}]({uri})")
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
+    """Rows as a table of the UI; values are escaped, whatever a prompt holds."""
+    if not rows:
+        return dg.MetadataValue.md("no rows")
+    header = list(rows[0])
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(_cell(row[name]) for name in header) + " |" for row in rows]
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = " ".join(str(value).split())[:80]
+    for mark, escaped in (
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        (">", "&gt;"),
+        ("|", "&#124;"),
+        ("`", "&#96;"),
+        ("[", "&#91;"),
+    ):
+        text = text.replace(mark, escaped)
+    return text

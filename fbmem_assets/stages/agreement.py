@@ -1,0 +1,195 @@
+"""Stage seed_agreement: what the model remembers, seen without any reference image."""
+
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import polars as pl
+
+from fbmem_assets.orchestration.arms import BASELINE
+from fbmem_assets.orchestration.partitions import checkpoint_partitions
+from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
+from fbmem_assets.stages.labels import summary_labels
+from fbmem_assets.stages.masks import generation_image_id
+from fbmem_core.labels import SEVERITY
+from fbmem_core.store.images import open_image
+from fbmem_core.store.tables import digest
+
+if TYPE_CHECKING:
+    import torch
+
+STAGE = "seed_agreement"
+_VERSION = 1  # raise it when the same settings begin to give other values
+_SHEET_TILES = 48
+_MIN_AUC = 0.9
+
+
+@table_asset(table="seed_agreement", stage=STAGE, deps=["prompt_set", "generation_masks", "labels"], kinds={"torch"})
+def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per prompt: how much its images agree at the first steps of sampling, inside and outside foregrounds.
+
+    No reference is looked at; the labels only serve to say how well it predicts them.
+    """
+    from fbmem_core.diffusion.seed_agreement import predict_label
+    from fbmem_core.report.pictures import contact_sheet
+
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    shards = _shards(store, key)
+    whole = tables.shards("seed_agreement", key, report=context.log.warning)
+    missing = {name: rows for name, rows in shards.items() if name not in whole}
+    tables.keep_shards("seed_agreement", key, shards)  # first, so that a stopped run leaves no prompt twice
+    tiles: list[tuple[str, Any]] = []
+    for name, rows in track(context, missing.items(), what="comparing seeds", total=len(missing)):
+        found, num_seeds = _agreement(store, key, rows)
+        prompt_id = rows["prompt_id"][0]
+        row = {
+            "prompt_id": prompt_id, "inside": found.inside, "outside": found.outside,
+            "predicted_label": predict_label(found, threshold=audit.agreement.threshold), "num_seeds": num_seeds,
+        }  # fmt: skip
+        tables.write("seed_agreement", key, [row], shard=name)
+        if len(tiles) < _SHEET_TILES:
+            tiles.append((prompt_id, _map_picture(found.agreement_map)))
+    table = tables.read("seed_agreement", key)
+    judged = _judged(store, key)
+    maps = {"maps": picture(contact_sheet(tiles, columns=12), "agreement: dark none, bright full")} if tiles else {}
+    return table_result(
+        store,
+        "seed_agreement",
+        key,
+        table,
+        **maps,
+        **{f"auc_{name}": value for name, value in areas(judged).items() if value is not None},
+        predictions=markdown_table(_confusion(judged)),
+        scatter=picture(_scatter(judged), "agreement inside and outside"),
+        roc=picture(_roc(judged), "ROC against the labels"),
+    )
+
+
+@dg.asset_check(asset=seed_agreement, partitions_def=checkpoint_partitions)
+def seed_agreement_tells_memorized_prompts(
+    context: dg.AssetCheckExecutionContext, store: AuditStore
+) -> dg.AssetCheckResult:
+    """Against the labels, the area under the ROC curve of `memorized or not` is at least 0.9."""
+    found = areas(_judged(store, context.partition_key))
+    auc = found["memorized"]
+    return dg.AssetCheckResult(
+        passed=auc is None or auc >= _MIN_AUC,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={name: "undefined" if value is None else value for name, value in found.items()},
+    )
+
+
+def areas(judged: pl.DataFrame) -> dict[str, float | None]:
+    """Area under the ROC curve against the labels: memorized, foreground (VM, FM), background (VM, BM) or not."""
+    from sklearn.metrics import roc_auc_score
+
+    found: dict[str, float | None] = {}
+    for name, (truth, score) in _questions(judged).items():
+        found[name] = float(roc_auc_score(truth, score)) if len(set(truth)) == 2 else None
+    return found
+
+
+def _shards(store: AuditStore, key: str) -> dict[str, pl.DataFrame]:
+    """The generations of each prompt that take part, under a name that changes with everything that matters."""
+    tables = store.tables
+    audit, checkpoint = store.audit(key)
+    masks = tables.read("masks", key, shard="generation*")
+    usable = dict(masks.filter(pl.col("path").is_not_null()).select("image_id", "path").iter_rows())
+    texts = dict(tables.read("prompts", key).select("prompt_id", "prompt").iter_rows())
+    sampling = audit.sampling.model_dump(include={"steps", "guidance_scale", "height", "width", "dtype"})
+    shards = {}
+    generations = BASELINE.rows(store, "generations", key).with_columns(
+        pl.struct("method", "prompt_id", "seed")
+        .map_elements(lambda row: usable.get(generation_image_id(**row)), return_dtype=pl.String)
+        .alias("matte")
+    )
+    for rows in generations.drop_nulls("matte").partition_by("prompt_id", maintain_order=True):
+        some = rows.head(audit.agreement.num_seeds).with_columns(pl.lit(texts[rows["prompt_id"][0]]).alias("prompt"))
+        if len(some) >= 2:
+            settings = audit.agreement.model_dump()
+            facts = some.select("prompt_id", "prompt", "seed", "matte").rows()
+            shards[digest(_VERSION, checkpoint.fingerprint, sampling, settings, facts)] = some
+    return shards
+
+
+def _agreement(store: AuditStore, key: str, rows: pl.DataFrame) -> Any:
+    import numpy as np
+    import torch
+
+    from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
+    from fbmem_core.diffusion.seed_agreement import predict_clean_latents, seed_agreement
+
+    audit, _ = store.audit(key)
+    sampling = audit.sampling
+    size: dict[str, Any] = {"height": sampling.height, "width": sampling.width}
+    pipeline = store.pipeline(key)
+    empty, prompt = (encode_prompts(pipeline, [text], **size) for text in ("", rows["prompt"][0]))
+    latents = predict_clean_latents(
+        pipeline,
+        FirstStep(pipeline, rows["seed"].to_list(), **size).latents,
+        (empty, prompt),
+        guidance_scale=sampling.guidance_scale,
+        num_inference_steps=sampling.steps,
+        num_steps=min(audit.agreement.num_steps, sampling.steps),
+    )[-1]
+    mattes = []
+    for path in rows["matte"]:
+        mattes.append(np.asarray(open_image(store.tables, path).convert("L"), dtype=np.float32) / 255)
+    alphas = torch.from_numpy(np.stack(mattes))[:, None].to(latents.device)
+    return seed_agreement(latents, alphas), len(rows)
+
+
+def _judged(store: AuditStore, key: str) -> pl.DataFrame:
+    """Agreement beside each prompt's most frequent label, by the first masking and rule, if it has one."""
+    labels = summary_labels(store, key).drop_nulls("label")
+    most = labels.group_by("prompt_id").agg(pl.col("label").mode().sort().first())
+    return store.tables.read("seed_agreement", key).join(most, on="prompt_id").sort("prompt_id")
+
+
+def _questions(judged: pl.DataFrame) -> dict[str, tuple[list[bool], list[float]]]:
+    inside, outside = (judged[name].fill_null(-1.0) for name in ("inside", "outside"))
+    best = judged.select(pl.max_horizontal("inside", "outside").fill_null(-1.0)).to_series()
+    label = judged["label"]
+    return {
+        "memorized": ((label != "NM").to_list(), best.to_list()),
+        "foreground": (label.is_in(["VM", "FM"]).to_list(), inside.to_list()),
+        "background": (label.is_in(["VM", "BM"]).to_list(), outside.to_list()),
+    }
+
+
+def _confusion(judged: pl.DataFrame) -> list[dict[str, Any]]:
+    """Prompts by label (rows) and predicted label."""
+    predicted = [(pl.col("predicted_label") == label).sum().alias(f"predicted {label}") for label in SEVERITY]
+    return judged.group_by("label").agg(*predicted).sort("label").to_dicts()
+
+
+def _scatter(judged: pl.DataFrame) -> str:
+    from fbmem_core.report.plots import line_plot
+
+    groups = {
+        label: (rows["inside"].fill_null(0).to_list(), rows["outside"].fill_null(0).to_list())
+        for (label,), rows in judged.sort("label").group_by("label", maintain_order=True)
+    }
+    return line_plot(groups, title="Seed agreement by label", x_label="inside", label="outside", style="o")
+
+
+def _roc(judged: pl.DataFrame) -> str:
+    from sklearn.metrics import roc_curve
+
+    from fbmem_core.report.plots import line_plot
+
+    curves = {}
+    for name, (truth, score) in _questions(judged).items():
+        if len(set(truth)) == 2:
+            false_positives, true_positives, _ = roc_curve(truth, score)
+            curves[name] = (false_positives.tolist(), true_positives.tolist())
+    return line_plot(curves, title="ROC against the labels", x_label="false positives", label="true positives")
+
+
+def _map_picture(agreement_map: "torch.Tensor") -> Any:
+    import numpy as np
+    from PIL import Image
+
+    grey = (agreement_map.clamp(0, 1) * 255).round().cpu().numpy().astype(np.uint8)
+    return Image.fromarray(grey).resize((72, 72), Image.Resampling.NEAREST)

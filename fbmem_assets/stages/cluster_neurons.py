@@ -1,0 +1,69 @@
+"""Stage neurons: the unions of the memorization neurons of each cluster's prompts."""
+
+import dagster as dg
+import polars as pl
+
+from fbmem_assets.orchestration.partitions import checkpoint_partitions
+from fbmem_assets.orchestration.resources import AuditStore
+from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
+from fbmem_assets.stages.neurons import layer_name, read_statistics
+
+STAGE = "neurons"
+_WARN_SHARE = 0.13  # 750 of 5,760: beyond it NeMo never measured what is left of the images' quality
+
+
+@table_asset(table="cluster_neurons", stage=STAGE, deps=["prompt_clusters", "neuron_sets"])
+def cluster_neuron_sets(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per (cluster, layer, neuron): the union of the refined neurons of the cluster's memorized prompts."""
+    key, tables = context.partition_key, store.tables
+    clusters = tables.read("prompt_clusters", key).select("prompt_id", "cluster")
+    refined = tables.read("neurons", key).filter(pl.col("stage") == "refined")
+    united = refined.join(clusters, on="prompt_id").group_by("cluster", "layer", "neuron")
+    tables.write("cluster_neurons", key, united.agg(pl.len().alias("num_prompts")).to_dicts())
+    table = tables.read("cluster_neurons", key)
+    total = len(tables.read("activation_statistics", key))
+    shares = table.group_by("cluster").len("neurons").with_columns((pl.col("neurons") / total).alias("share"))
+    largest = float(shares["share"].max() or 0.0)  # type: ignore[arg-type]
+    return table_result(
+        store,
+        "cluster_neurons",
+        key,
+        table,
+        num_clusters=len(shares),
+        largest_share=largest,
+        shares=markdown_table(shares.sort("cluster").to_dicts()),
+        heat_map=picture(_cluster_plot(store, key, table), "neurons by cluster and layer"),
+    )
+
+
+@dg.asset_check(asset=cluster_neuron_sets, partitions_def=checkpoint_partitions)
+def unions_are_small(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+    """No cluster switches off more than 13 % of all neurons: beyond that NeMo never measured the images' quality."""
+    key, tables = context.partition_key, store.tables
+    total = max(1, len(tables.read("activation_statistics", key)))
+    sizes = tables.read("cluster_neurons", key).group_by("cluster").len("neurons").sort("cluster")
+    large = sizes.filter(pl.col("neurons") > _WARN_SHARE * total)
+    return dg.AssetCheckResult(
+        passed=large.is_empty(),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"neurons of all clusters": total, "too large": markdown_table(large.to_dicts())},
+    )
+
+
+def _cluster_plot(store: AuditStore, key: str, table: pl.DataFrame) -> str:
+    import numpy as np
+
+    from fbmem_core.report.plots import heat_map
+
+    layers = read_statistics(store, key).layers
+    clusters = sorted(set(store.tables.read("prompt_clusters", key)["cluster"]))
+    counts = np.zeros((len(clusters), len(layers)))
+    for cluster, layer, num in table.group_by("cluster", "layer").len().iter_rows():
+        counts[clusters.index(cluster), layers.index(layer)] = num
+    return heat_map(
+        counts,
+        rows=[f"cluster {cluster}" for cluster in clusters],
+        columns=[layer_name(layer) for layer in layers],
+        title="Neurons switched off",
+        label="neurons",
+    )

@@ -1,0 +1,202 @@
+"""Stage masks: what is foreground in every generation and every reference."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import polars as pl
+from PIL import Image
+
+from fbmem_assets.orchestration.arms import BASELINE, Arm
+from fbmem_assets.orchestration.partitions import checkpoint_partitions
+from fbmem_assets.orchestration.resources import AuditStore, segmenter_of, track
+from fbmem_assets.orchestration.shards import Part
+from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
+from fbmem_core.audit.config import UNMITIGATED
+from fbmem_core.store.images import has_image, image_path, open_image, save_png
+
+STAGE = "masks"
+_SHEET_TILES = 48
+_MAX_UNDECIDED_SHARE = 0.05
+_STATUS_KEY = "fbmem_status"
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image to be segmented; `sha256` is that of its file."""
+
+    image_id: str
+    path: Path
+    sha256: str
+
+
+def generation_image_id(method: str, prompt_id: str, seed: int) -> str:
+    """How the masks table names a generation."""
+    return f"{method}/{prompt_id}/{seed}"
+
+
+def generation_masks_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
+    """The asset of one pass, and its check."""
+
+    def work(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
+        _segment_missing(context, store, "generation", part.of(_generations(store, context.partition_key, arm)))
+
+    @table_asset(
+        table="masks",
+        stage=arm.stage(STAGE),
+        deps=[arm.name("generations")],
+        kinds={"onnx"},
+        name=arm.name("generation_masks"),
+        work=work,
+    )
+    def asset(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+        """One row per generation: its matte, its foreground's share of the area, whether the segmenter could decide."""
+        images = _generations(store, context.partition_key, arm)
+        return _write_masks(context, store, "generation", images, shard=f"generation-{arm.shard}")
+
+    @dg.asset_check(asset=asset, partitions_def=checkpoint_partitions)
+    def every_generation_has_a_mask(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+        """No generation was lost, and at most one in twenty is undecided."""
+        key = context.partition_key
+        expected = len(arm.rows(store, "generations", key))
+        return _check(store, key, f"generation-{arm.shard}", expected)
+
+    return asset, every_generation_has_a_mask
+
+
+generation_masks, every_generation_has_a_mask = generation_masks_of(BASELINE)
+
+
+def _segment_references(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
+    _segment_missing(context, store, "reference", part.of(_references(store, context.partition_key)))
+
+
+@table_asset(table="masks", stage=STAGE, deps=["reference_images"], kinds={"onnx"}, work=_segment_references)
+def reference_masks(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per usable reference: its matte, its foreground's share, and whether the segmenter could decide."""
+    return _write_masks(context, store, "reference", _references(store, context.partition_key), shard="reference")
+
+
+def usable_references(store: AuditStore, key: str) -> pl.DataFrame:
+    """The rows of reference_images that take part."""
+    return store.tables.read("reference_images", key).filter(pl.col("status") == "ok")
+
+
+def _generations(store: AuditStore, key: str, arm: Arm) -> list[_Image]:
+    rows = arm.rows(store, "generations", key).select("method", "prompt_id", "seed", "path", "sha256").iter_rows()
+    return [
+        _Image(generation_image_id(method, prompt_id, seed), store.tables.root / path, sha256)
+        for method, prompt_id, seed, path, sha256 in rows
+    ]
+
+
+def _references(store: AuditStore, key: str) -> list[_Image]:
+    rows = usable_references(store, key).select("reference_id", "path", "sha256").iter_rows()
+    return [_Image(reference_id, Path(path), sha256) for reference_id, path, sha256 in rows]
+
+
+class _Mattes:
+    """Where the mattes of one kind of image lie. One that is not there is made when asked for."""
+
+    def __init__(self, context: dg.OpExecutionContext, store: AuditStore, kind: str) -> None:
+        from fbmem_core.inputs.segmentation import segmenter_name
+
+        self._log, self._tables, self._key, self._kind = context.log, store.tables, context.partition_key, kind
+        self._model = store.audit(self._key)[0].segmentation.model
+        self.segmenter = segmenter_name(self._model)
+
+    def __call__(self, image: _Image) -> str | None:
+        """None: the segmenter could not decide."""
+        from fbmem_core.inputs.references import open_rgb
+
+        content = hashlib.sha256(f"{image.sha256} {self.segmenter}".encode()).hexdigest()[:12]
+        path = image_path(f"masks/{self._kind}", self._key, image.image_id, content)
+        if not has_image(self._tables, path, report=self._log.warning):
+            matte = segmenter_of(self._model).matte(open_rgb(image.path))
+            if matte.alpha is None:
+                return None
+            save_png(self._tables, path, matte.to_image(), notes={_STATUS_KEY: matte.status})
+        return path
+
+
+def _segment_missing(context: dg.OpExecutionContext, store: AuditStore, kind: str, images: Sequence[_Image]) -> None:
+    matte_of = _Mattes(context, store, kind)
+    for image in track(context, images, what=f"segmenting {kind}s"):
+        matte_of(image)
+
+
+def _write_masks(
+    context: dg.OpExecutionContext, store: AuditStore, kind: str, images: Sequence[_Image], *, shard: str
+) -> dg.MaterializeResult:
+    from fbmem_core.inputs.references import open_rgb
+    from fbmem_core.report.pictures import contact_sheet, overlay
+
+    key, tables = context.partition_key, store.tables
+    matte_of = _Mattes(context, store, kind)
+    name = matte_of.segmenter
+    rows: list[dict[str, Any]] = []
+    tiles: list[tuple[str, Image.Image]] = []
+    for image in images:
+        path = matte_of(image)
+        if path is None:
+            rows.append(_row(kind, image, None, None, name, "undecided"))
+            continue
+        saved = open_image(tables, path)
+        alpha, status = np.asarray(saved, dtype=np.float32) / 255, saved.info[_STATUS_KEY]
+        rows.append(_row(kind, image, path, float((alpha >= 0.5).mean()), name, status))
+        if len(tiles) < _SHEET_TILES:
+            tiles.append((image.image_id.removeprefix(f"{UNMITIGATED}/"), overlay(open_rgb(image.path), alpha)))
+    tables.write("masks", key, rows, shard=shard)
+    undecided = [row for row in rows if row["status"] == "undecided"]
+    reason = "the segmenter answers every pixel alike"
+    tables.write(
+        "rejected",
+        key,
+        [{"stage": STAGE, "item": r["image_id"], "reason": reason} for r in undecided],
+        shard=f"masks-{shard}",
+    )
+    statuses = Counter(row["status"] for row in rows)
+    return table_result(
+        store,
+        "masks",
+        key,
+        tables.read("masks", key, shard=shard),
+        num_undecided=len(undecided),
+        statuses=markdown_table([{"status": status, "images": count} for status, count in statuses.items()]),
+        overlays=picture(contact_sheet(tiles, columns=12), "foregrounds"),
+    )
+
+
+def _row(
+    kind: str, image: _Image, path: str | None, foreground_fraction: float | None, segmenter: str, status: str
+) -> dict[str, Any]:
+    return {
+        "image_kind": kind,
+        "image_id": image.image_id,
+        "path": path,
+        "foreground_fraction": foreground_fraction,
+        "segmenter": segmenter,
+        "status": status,
+    }
+
+
+@dg.asset_check(asset=reference_masks, partitions_def=checkpoint_partitions)
+def every_reference_has_a_mask(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+    """No usable reference was lost, and at most one in twenty is undecided."""
+    key = context.partition_key
+    return _check(store, key, "reference", len(usable_references(store, key)))
+
+
+def _check(store: AuditStore, key: str, shard: str, expected: int) -> dg.AssetCheckResult:
+    masks = store.tables.read("masks", key, shard=shard)
+    undecided = masks.filter(pl.col("status") == "undecided")["image_id"].to_list()
+    few = len(undecided) <= _MAX_UNDECIDED_SHARE * max(len(masks), 1)
+    return dg.AssetCheckResult(
+        passed=len(masks) == expected and few,
+        metadata={"expected": expected, "found": len(masks), "undecided": str(undecided[:20])},
+    )

@@ -1,0 +1,294 @@
+"""Stage neurons: the value neurons behind each memorized prompt."""
+
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import polars as pl
+
+from fbmem_assets.orchestration.partitions import checkpoint_partitions
+from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.shards import Part
+from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
+from fbmem_assets.stages.labels import summary_labels
+from fbmem_core.audit.config import Audit
+from fbmem_core.errors import InputError
+from fbmem_core.store.tables import digest
+
+if TYPE_CHECKING:
+    from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep
+    from fbmem_core.neurons.layers import NeuronSet
+    from fbmem_core.neurons.localization import Localization
+    from fbmem_core.neurons.statistics import ActivationStatistics
+
+STAGE = "neurons"
+_VERSION = 1  # raise it when the same settings begin to give other neurons
+_MOST_PUBLIC = 0.05  # of the prompts that are known to be non-memorized, so many may get neurons
+
+
+@table_asset(table="activation_statistics", stage=STAGE, deps=["labels"], kinds={"torch"})
+def activation_statistics(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per value neuron: mean and standard deviation of its activation over non-memorized prompts."""
+    from fbmem_core.neurons.layers import value_layers
+    from fbmem_core.neurons.statistics import activation_statistics as measure
+
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    pipeline = store.pipeline(key)
+    prompts = calibration_prompts(store, key)
+    statistics = measure(
+        pipeline.unet, value_layers(pipeline.unet, audit.neurons.layers), [_encode(audit, pipeline, prompts)]
+    )
+    rows = [
+        {"layer": layer, "neuron": neuron, "mean": mean, "stddev": stddev, "num_prompts": statistics.num_prompts}
+        for layer in statistics.layers
+        for neuron, (mean, stddev) in enumerate(
+            zip(statistics.mean[layer].tolist(), statistics.stddev[layer].tolist(), strict=True)
+        )
+    ]
+    tables.write("activation_statistics", key, rows)
+    return table_result(
+        store,
+        "activation_statistics",
+        key,
+        tables.read("activation_statistics", key),
+        num_prompts=statistics.num_prompts,
+        layers=markdown_table([{"layer": name, "neurons": len(mean)} for name, mean in statistics.mean.items()]),
+    )
+
+
+@table_asset(table="similarity_thresholds", stage=STAGE, deps=["labels"], kinds={"torch"})
+def similarity_threshold(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per checkpoint: calibrated on non-memorized prompts, or as the audit file says."""
+    from fbmem_core.neurons.statistics import calibrate_threshold
+
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    settings = audit.neurons
+    pipeline = store.pipeline(key)
+    prompts = calibration_prompts(store, key)[: settings.num_threshold_prompts]
+    conditions = _encode(audit, pipeline, prompts)
+    each = (conditions.rows(row) for row in track(context, range(len(prompts)), what="calibrating"))
+    found = calibrate_threshold(_first_step(audit, pipeline), each)
+    chosen = settings.threshold
+    row = {
+        "mode": settings.mode, "threshold": found.value if chosen is None else chosen,
+        "source": "calibrated" if chosen is None else "audit file", "mean": found.mean, "stddev": found.stddev,
+        "pairs_threshold": found.pairs_value, "num_prompts": found.num_prompts,
+    }  # fmt: skip
+    tables.write("similarity_thresholds", key, [row])
+    table = tables.read("similarity_thresholds", key)
+    return table_result(store, "similarity_thresholds", key, table, threshold=row["threshold"])
+
+
+def _localize_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
+    from fbmem_core.neurons.localization import localize
+
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    [threshold] = tables.read("similarity_thresholds", key)["threshold"]
+    shards = part.of(_shards(store, key))
+    # localizations is written last, so what stands there is complete
+    names = [shard for shard, _, _ in shards]
+    done = tables.shards("localizations", key, names, report=context.log.warning)
+    done &= tables.shards("neurons", key, names, report=context.log.warning)
+    missing = [found for found in shards if found[0] not in done]
+    if not missing:
+        return
+    pipeline = store.pipeline(key)
+    statistics, step = read_statistics(store, key), _first_step(audit, pipeline)
+    for shard, prompt_id, text in track(context, missing, what="localizing"):
+        condition = _encode(audit, pipeline, [text])
+        found = localize(
+            step,
+            condition,
+            statistics,
+            threshold=threshold,
+            batch_size=audit.neurons.batch_size,
+            seed_margin=audit.neurons.seed_margin,
+        )
+        tables.write("neurons", key, _rows(prompt_id, found, condition, statistics, step), shard=shard)
+        tables.write("localizations", key, [_summary(prompt_id, found)], shard=shard)
+
+
+@table_asset(
+    table="neurons",
+    stage=STAGE,
+    deps=["prompt_set", "activation_statistics", "similarity_threshold"],
+    kinds={"torch"},
+    work=_localize_part,
+)
+def neuron_sets(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per (prompt_id, stage, layer, neuron): what NeMo finds. A prompt that has been searched is kept."""
+    key, tables = context.partition_key, store.tables
+    wanted = [shard for shard, _, _ in _shards(store, key)]
+    for table in ("localizations", "neurons"):
+        tables.keep_shards(table, key, wanted)
+    summaries, rows = tables.read("localizations", key), tables.read("neurons", key)
+    return table_result(
+        store,
+        "neurons",
+        key,
+        rows,
+        num_memorized=summaries.filter(pl.col("num_seeds") > 0).height,
+        num_not_reached=summaries.filter(~pl.col("is_reached")).height,
+        neurons_per_layer=picture(_layer_plot(store, key, rows), "refined neurons per layer"),
+        neurons_per_prompt=markdown_table(_per_kind(summaries, tables.read("prompts", key))),
+    )
+
+
+@dg.asset_check(asset=neuron_sets, partitions_def=checkpoint_partitions)
+def non_memorized_prompts_have_no_neurons(
+    context: dg.AssetCheckExecutionContext, store: AuditStore
+) -> dg.AssetCheckResult:
+    """Of the prompts whose images are all labelled NM, at most one in twenty gets neurons."""
+    key = context.partition_key
+    non_memorized = set(non_memorized_prompts(store, key))
+    summaries = store.tables.read("localizations", key)
+    found = summaries.filter(pl.col("prompt_id").is_in(non_memorized) & (pl.col("num_seeds") > 0))[
+        "prompt_id"
+    ].to_list()
+    return dg.AssetCheckResult(
+        passed=len(found) <= _MOST_PUBLIC * len(non_memorized),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"prompts": len(non_memorized), "with neurons": str(found[:20])},
+    )
+
+
+def read_neurons(store: AuditStore, key: str, stage: str = "refined") -> "dict[str, NeuronSet]":
+    """The neurons of each prompt that has any."""
+    from fbmem_core.neurons.layers import named_sets
+
+    rows = store.tables.read("neurons", key).filter(pl.col("stage") == stage)
+    return named_sets(rows.select("prompt_id", "layer", "neuron").iter_rows())
+
+
+def read_statistics(store: AuditStore, key: str) -> "ActivationStatistics":
+    """What `activation_statistics` wrote, layers in the order of the U-Net."""
+    import torch
+
+    from fbmem_core.neurons.layers import value_layers
+    from fbmem_core.neurons.statistics import ActivationStatistics
+
+    audit, _ = store.audit(key)
+    layers = value_layers(store.pipeline(key).unet, audit.neurons.layers)
+    table = store.tables.read("activation_statistics", key)
+    of = {layer: table.filter(pl.col("layer") == layer).sort("neuron") for layer in layers}
+    columns = [{layer: torch.tensor(rows[name].to_list()) for layer, rows in of.items()} for name in ("mean", "stddev")]
+    return ActivationStatistics(columns[0], columns[1], table["num_prompts"][0])
+
+
+def calibration_prompts(store: AuditStore, key: str) -> list[str]:
+    """Texts over which usual values are measured: the audit's file, else its own prompts that copy nothing."""
+    from fbmem_core.inputs.prompts import read_prompts
+
+    audit, _ = store.audit(key)
+    file = audit.neurons.non_memorized_prompts
+    if file is not None:
+        return [prompt.prompt for prompt in read_prompts(file)[0]]
+    texts = dict(store.tables.read("prompts", key).select("prompt_id", "prompt").iter_rows())
+    return [texts[prompt_id] for prompt_id in non_memorized_prompts(store, key)]
+
+
+def non_memorized_prompts(store: AuditStore, key: str) -> list[str]:
+    """The prompts whose images are all labelled NM."""
+    labels = summary_labels(store, key)
+    non_memorized = labels.group_by("prompt_id").agg((pl.col("label") == "NM").all()).filter(pl.col("label"))
+    return sorted(non_memorized["prompt_id"])
+
+
+def layer_name(layer: str) -> str:
+    """`down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v` is `down 1.0`, its further blocks `down 1.0.3`."""
+    parts = layer.split(".")
+    block, numbers = parts[0].split("_")[0], [part for part in parts if part.isdigit()]
+    if numbers[-1] == "0":
+        numbers = numbers[:-1]
+    return f"{block} {'.'.join(numbers)}"
+
+
+def _encode(audit: Audit, pipeline: Any, prompts: list[str]) -> "Conditioning":
+    from fbmem_core.diffusion.noise_difference import encode_prompts
+
+    if not prompts:
+        cure = "Name a file of prompts in `neurons.non_memorized_prompts`."
+        raise InputError("non-memorized prompts", "none", cure=cure)
+    return encode_prompts(pipeline, prompts, height=audit.sampling.height, width=audit.sampling.width)
+
+
+def _first_step(audit: Audit, pipeline: Any) -> "FirstStep":
+    from fbmem_core.diffusion.noise_difference import FirstStep
+
+    settings, sampling = audit.neurons, audit.sampling
+    seeds = range(sampling.seed, sampling.seed + settings.num_seeds)
+    return FirstStep(
+        pipeline,
+        seeds,
+        height=sampling.height,
+        width=sampling.width,
+        mode=settings.mode,
+        num_steps=settings.num_steps,
+    )
+
+
+def _shards(store: AuditStore, key: str) -> list[tuple[str, str, str]]:
+    """(shard, prompt_id, prompt): the shard's name changes with everything that the neurons depend on."""
+    audit, checkpoint = store.audit(key)
+    sampling = audit.sampling.model_dump(include={"seed", "height", "width", "dtype"})
+    settings = audit.neurons.model_dump(include={"layers", "mode", "num_seeds", "num_steps", "seed_margin"})
+    facts = [store.tables.data_version(name, key) for name in ("activation_statistics", "similarity_thresholds")]
+    found = []
+    for prompt_id, text in store.tables.read("prompts", key).select("prompt_id", "prompt").iter_rows():
+        shard = digest(_VERSION, checkpoint.fingerprint, prompt_id, text, sampling, settings, facts)
+        found.append((shard, prompt_id, text))
+    return found
+
+
+def _rows(
+    prompt_id: str,
+    found: "Localization",
+    condition: "Conditioning",
+    statistics: "ActivationStatistics",
+    step: "FirstStep",
+) -> list[dict[str, Any]]:
+    from fbmem_core.neurons.statistics import activations
+
+    values = activations(step.unet, statistics.layers, condition)
+    scores = statistics.z_scores(values)
+    return [
+        {
+            "prompt_id": prompt_id, "stage": stage, "layer": layer, "neuron": neuron,
+            "z_score": scores[layer][0, neuron].item(), "activation": values[layer][0, neuron].item(),
+        }
+        for stage, neurons in (("initial", found.initial), ("refined", found.refined))
+        for layer, neuron in neurons
+    ]  # fmt: skip
+
+
+def _summary(prompt_id: str, found: "Localization") -> dict[str, Any]:
+    fields = {name: value for name, value in vars(found).items() if name not in ("initial", "refined")}
+    return {"prompt_id": prompt_id, **fields, "num_initial": len(found.initial), "num_refined": len(found.refined)}
+
+
+def _per_kind(summaries: pl.DataFrame, prompts: pl.DataFrame) -> list[dict[str, Any]]:
+    named = summaries.join(prompts.select("prompt_id", pl.col("kind").fill_null("")), on="prompt_id")
+    return (
+        named.group_by("kind")
+        .agg(
+            pl.len().alias("prompts"),
+            (pl.col("num_seeds") > 0).sum().alias("with neurons"),
+            pl.col("num_initial").mean().alias("initial, mean"),
+            pl.col("num_refined").mean().alias("refined, mean"),
+            pl.col("num_refined").max().alias("refined, most"),
+        )
+        .sort("kind")
+        .to_dicts()
+    )
+
+
+def _layer_plot(store: AuditStore, key: str, rows: pl.DataFrame) -> str:
+    from fbmem_core.report.plots import bar_plot
+
+    refined = rows.filter(pl.col("stage") == "refined").unique(["layer", "neuron"])
+    counts = dict(refined.group_by("layer").len().iter_rows())
+    layers = read_statistics(store, key).layers
+    named = {layer_name(layer): counts.get(layer, 0) for layer in layers}
+    return bar_plot(named, title="Refined neurons of all prompts", label="neurons")

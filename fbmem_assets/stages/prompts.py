@@ -1,0 +1,77 @@
+"""Stage prompts: what the model is asked, and the training images that it may have memorized."""
+
+from collections import Counter
+from dataclasses import asdict
+
+import dagster as dg
+
+from fbmem_assets.orchestration.partitions import checkpoint_partitions
+from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
+
+STAGE = "prompts"
+_SHEET_TILES = 60
+
+
+@table_asset(table="prompts", stage=STAGE)
+def prompt_set(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per prompt. Read from the audit's prompt file; rows that cannot be used are counted in `rejected`."""
+    from fbmem_core.inputs.prompts import read_prompts
+
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    prompts, rejected = read_prompts(audit.prompts)
+    tables.write("prompts", key, [{"audit": audit.name, **asdict(prompt)} for prompt in prompts])
+    tables.write("rejected", key, [{"stage": STAGE, **asdict(item)} for item in rejected], shard="prompt_set")
+    kinds = Counter(prompt.kind or "" for prompt in prompts)
+    return table_result(
+        store,
+        "prompts",
+        key,
+        tables.read("prompts", key),
+        num_rejected=len(rejected),
+        kinds=markdown_table([{"kind": kind, "prompts": count} for kind, count in kinds.items()]),
+    )
+
+
+@table_asset(table="reference_images", stage=STAGE)
+def reference_images(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per reference image, with its status: ok, missing, unreadable, placeholder or duplicate."""
+    from fbmem_core.inputs.references import open_rgb, read_references
+    from fbmem_core.report.pictures import contact_sheet
+
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    found = list(track(context, read_references(audit.references), what="reading references"))
+    rows = []
+    for reference in found:
+        row = asdict(reference)
+        row.pop("reason")
+        rows.append({"audit": audit.name, **row, "path": str(audit.references / reference.path)})
+    tables.write("reference_images", key, rows)
+    left_out = [
+        {"stage": STAGE, "item": r.reference_id, "reason": f"{r.status}: {r.reason}"} for r in found if r.status != "ok"
+    ]
+    tables.write("rejected", key, left_out, shard="reference_images")
+    usable = [(r.reference_id, open_rgb(audit.references / r.path)) for r in found[:_SHEET_TILES] if r.status == "ok"]
+    statuses = Counter(reference.status for reference in found)
+    return table_result(
+        store,
+        "reference_images",
+        key,
+        tables.read("reference_images", key),
+        num_rejected=len(left_out),
+        statuses=markdown_table([{"status": status, "images": count} for status, count in statuses.items()]),
+        contact_sheet=picture(contact_sheet(usable, columns=10), "references"),
+    )
+
+
+@dg.asset_check(asset=reference_images, partitions_def=checkpoint_partitions)
+def some_references_are_usable(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+    """At least nine of ten references can be used; a smaller share means dead links or a wrong folder."""
+    references = store.tables.read("reference_images", context.partition_key)
+    usable = references.filter(references["status"] == "ok")
+    share = len(usable) / max(len(references), 1)
+    return dg.AssetCheckResult(
+        passed=share >= 0.9, severity=dg.AssetCheckSeverity.WARN, metadata={"usable": len(usable), "share": share}
+    )

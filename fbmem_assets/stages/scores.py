@@ -1,0 +1,276 @@
+"""Stage scores: how much memory each mitigation removes, at what price, and whether it comes back."""
+
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import polars as pl
+
+from fbmem_assets.orchestration.arms import BASELINE, MITIGATED
+from fbmem_assets.orchestration.partitions import checkpoint_partitions
+from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
+from fbmem_assets.stages.labels import count_references, summary_labels
+from fbmem_assets.stages.mitigations import method_names
+from fbmem_assets.stages.neurons import non_memorized_prompts
+from fbmem_core.audit.config import UNMITIGATED
+from fbmem_core.store.images import open_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from fbmem_core.evaluation.scores import Labels
+
+STAGE = "scores"
+MEMORIZED, INNOCENT = "memorized", "non-memorized"
+_IMAGE = ["method", "prompt_id", "seed"]
+# what the method table shows of the price, and of which prompts
+_PRICES = {"brisque": MEMORIZED, "diversity": MEMORIZED, "side_effect": INNOCENT}
+
+
+@table_asset(table="mitigation_scores", stage=STAGE, deps=["labels", "mitigated_labels"])
+def mitigation_scores(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per (method, weights): mean fall of severity over memorized prompts' images, matched by prompt and seed.
+
+    Memorized prompts are those with an image that is labelled VM, FM or BM. `achievable` is the severity before: the
+    score if nothing were left. The interval is a bootstrap over prompts. Writes `label_transitions` and
+    `mitigation_differences` too.
+    """
+    from fbmem_core.evaluation.scores import label_transitions, mitigation_score, score_difference
+
+    key, tables = context.partition_key, store.tables
+    scores: list[dict[str, Any]] = []
+    transitions: list[dict[str, Any]] = []
+    methods = _before_and_after(store, key)
+    for method, before, after in methods:
+        for weights in ("severity", "released") if before else ():
+            found = mitigation_score(before, after, weights=weights)  # type: ignore[arg-type]
+            scores.append({"method": method, "weights": weights, **vars(found)})
+        transitions += [
+            {"method": method, "before": first, "after": second, "num_generations": count}
+            for (first, second), count in label_transitions(before, after).items()
+        ]
+    differences = [
+        {"method": method, "other": other, **vars(score_difference(before, after, labels))}
+        for method, before, after in methods
+        for other, _, labels in methods
+        if before and other != method
+    ]
+    tables.write("mitigation_scores", key, scores)
+    tables.write("label_transitions", key, transitions)
+    tables.write("mitigation_differences", key, differences)
+    table = tables.read("mitigation_scores", key)
+    return table_result(
+        store,
+        "mitigation_scores",
+        key,
+        table,
+        differences=markdown_table(differences),
+        transitions=markdown_table([row for row in transitions if row["num_generations"]]),
+        bars=picture(_label_bars(store, key), "labels of memorized prompts by method"),
+        shares=picture(_share_plot(store, key), "score against share of neurons"),
+        one_to_many=picture(_one_to_many_plot(store, key), "references that a prompt matches"),
+    )
+
+
+@table_asset(table="image_quality", stage=STAGE, deps=["labels", "mitigated_labels"])
+def image_quality(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per (method, prompts, metric): quality, alignment and diversity of images, and side effects.
+
+    The same prompts and seeds for every method. `side_effect` is how like non-memorized prompts' images stay to their
+    unmitigated ones (MS-SSIM; 1: untouched). What cannot be measured has a reason in `status` and no value.
+    """
+    key, tables = context.partition_key, store.tables
+    lost: dict[str, dict[str, Any]] = {}  # metrics that could not be measured: nobody looks for their weights again
+    rows = [
+        {"method": method, "prompts": prompts, **row}
+        for prompts, images in _images(store, key).items()
+        for method, some in track(context, list(images.items()), what=f"quality, {prompts} prompts")
+        for row in _quality(store, key, some, images[UNMITIGATED] if prompts == INNOCENT else {}, lost)
+    ]
+    tables.write("image_quality", key, rows)
+    table = tables.read("image_quality", key)
+    return table_result(
+        store, "image_quality", key, table, pareto=picture(_pareto_plot(store, key), "score against side effects")
+    )
+
+
+@dg.asset_check(asset=mitigation_scores, partitions_def=checkpoint_partitions)
+def no_mitigated_image_was_lost(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+    """Every image that was sampled under a mitigation is labelled, and so is the one without it."""
+    key = context.partition_key
+    scores = store.tables.read("mitigation_scores", key).filter(pl.col("weights") == "severity")
+    lost = dict(scores.filter(pl.col("num_missing") > 0).select("method", "num_missing").iter_rows())
+    return dg.AssetCheckResult(
+        passed=not lost, severity=dg.AssetCheckSeverity.WARN, metadata={"missing": str(lost), "methods": len(scores)}
+    )
+
+
+def method_table(store: AuditStore, key: str) -> pl.DataFrame:
+    """One row per method, `none` first: score with its interval, labels left, share of neurons, price, what returns.
+
+    Labels and quality are of the prompts and seeds that mitigations were tried on; `side_effect` is that of
+    non-memorized prompts, `paraphrase` and `adversarial` the share of attempts that bring the memory back.
+    """
+    tables = store.tables
+    names = [UNMITIGATED, *method_names(store, key)]
+    scores = tables.read("mitigation_scores", key).filter(pl.col("weights") == "severity")
+    attempts = (
+        tables.read("attacks", key)
+        .group_by("method", "attack")
+        .agg((pl.col("num_returned").sum() / pl.col("num_attempts").sum()).alias("share"))
+    )
+    columns = [
+        scores.select("method", "score", "low", "high", "achievable"),
+        _rates(store, key).select("method", "VM", "FM", "BM"),
+        tables.read("mitigations", key).select("method", "share"),
+        *(_price(store, key, metric, prompts) for metric, prompts in _PRICES.items()),
+        *(
+            attempts.filter(pl.col("attack") == attack).select("method", pl.col("share").alias(attack))
+            for attack in store.audit(key)[0].mitigations.attacks
+        ),
+    ]
+    table = pl.DataFrame({"method": names})
+    for some in columns:
+        table = table.join(some, on="method", how="left", maintain_order="left")
+    return table
+
+
+def _price(store: AuditStore, key: str, metric: str, prompts: str) -> pl.DataFrame:
+    rows = store.tables.read("image_quality", key).filter((pl.col("metric") == metric) & (pl.col("prompts") == prompts))
+    return rows.select("method", pl.col("value").alias(metric))
+
+
+def _rates(store: AuditStore, key: str) -> pl.DataFrame:
+    """Share of each label among memorized prompts' images, by method, over the same prompts and seeds."""
+    labels = _matched_labels(store, key)
+    return labels.group_by("method").agg(
+        *((pl.col("label") == label).mean().alias(label) for label in ("VM", "FM", "BM", "NM"))
+    )
+
+
+def _matched_labels(store: AuditStore, key: str) -> pl.DataFrame:
+    """The labels of memorized prompts that `none` and every mitigation have an image for."""
+    non_memorized = non_memorized_prompts(store, key)
+    after = summary_labels(store, key, MITIGATED)
+    before = summary_labels(store, key, BASELINE)
+    if len(after):
+        before = before.join(after.select("prompt_id", "seed").unique(), on=["prompt_id", "seed"], how="semi")
+    both = pl.concat([before, after]).filter(~pl.col("prompt_id").is_in(non_memorized))
+    return both.select(*_IMAGE, "label")
+
+
+def _before_and_after(store: AuditStore, key: str) -> "list[tuple[str, Labels, Labels]]":
+    """By method, in the order of the audit file."""
+    labels = _matched_labels(store, key)
+    of = {
+        str(method): {(prompt_id, seed): label for _, prompt_id, seed, label in rows.iter_rows()}
+        for (method,), rows in labels.group_by("method")
+    }
+    return [(name, of.get(UNMITIGATED, {}), of[name]) for name in method_names(store, key) if name in of]
+
+
+def _images(store: AuditStore, key: str) -> "dict[str, dict[str, dict[tuple[str, int], Image.Image]]]":
+    """By group of prompts and method: the images of the prompts and seeds that mitigations were tried on."""
+    non_memorized = set(non_memorized_prompts(store, key))
+    after = MITIGATED.rows(store, "generations", key)
+    before = BASELINE.rows(store, "generations", key).join(
+        after.select("prompt_id", "seed").unique(), on=["prompt_id", "seed"], how="semi", maintain_order="left"
+    )
+    found: dict[str, dict[str, dict[tuple[str, int], Image.Image]]] = {MEMORIZED: {}, INNOCENT: {}}
+    for method, prompt_id, seed, path in pl.concat([before, after]).select(*_IMAGE, "path").iter_rows():
+        group = found[INNOCENT if prompt_id in non_memorized else MEMORIZED]
+        group.setdefault(method, {})[prompt_id, seed] = open_image(store.tables, path)
+    return found
+
+
+def _quality(
+    store: AuditStore,
+    key: str,
+    images: "dict[tuple[str, int], Image.Image]",
+    unmitigated: "dict[tuple[str, int], Image.Image]",
+    lost: dict[str, dict[str, Any]],
+) -> list[dict[str, Any]]:
+    from statistics import fmean, stdev
+
+    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.evaluation.quality import MEASURED, Clip, diversity, measure_quality, side_effect
+
+    audit, _ = store.audit(key)
+    texts = dict(store.tables.read("prompts", key).select("prompt_id", "prompt").iter_rows())
+    clip = Clip(audit.clusters.model, audit.clusters.weights)
+    device = choose_device(audit.sampling.device)
+    shown, asked = list(images.values()), [texts[prompt_id] for prompt_id, _ in images]
+    rows = []
+    for metric in audit.quality.metrics:
+        row = lost.get(metric) or vars(measure_quality(metric, shown, asked, clip=clip, device=device))
+        if row["value"] is None:
+            lost[metric] = row
+        rows.append(row)
+    of_prompt: dict[str, list[Image.Image]] = {}
+    for (prompt_id, _), image in images.items():
+        of_prompt.setdefault(prompt_id, []).append(image)
+    several = [some for some in of_prompt.values() if len(some) > 1]
+    own = {"diversity": [diversity(some) for some in several]}
+    if unmitigated:
+        own["side_effect"] = list(side_effect(images, unmitigated).values())
+    for name, values in own.items():
+        rows.append({
+            "metric": name, "value": fmean(values) if values else None,
+            "stddev": stdev(values) if len(values) > 1 else None, "num_images": len(images),
+            "status": MEASURED if values else "not measured: one image a prompt",
+        })  # fmt: skip
+    return rows
+
+
+def _label_bars(store: AuditStore, key: str) -> str:
+    from fbmem_core.report.plots import stacked_bar_plot
+
+    rates = {row["method"]: row for row in _rates(store, key).to_dicts()}
+    names = [UNMITIGATED, *method_names(store, key)]
+    shares = {
+        label: {name: rates[name][label] for name in names if name in rates} for label in ("VM", "FM", "BM", "NM")
+    }
+    return stacked_bar_plot(shares, title="Labels of memorized prompts", label="share of images")
+
+
+def _share_plot(store: AuditStore, key: str) -> str:
+    shares = dict(store.tables.read("mitigations", key).select("method", "share").iter_rows())
+    return _scatter(store, key, shares, title="Score against share of neurons", x_label="share of what was searched")
+
+
+def _pareto_plot(store: AuditStore, key: str) -> str:
+    quality = store.tables.read("image_quality", key).filter(pl.col("metric") == "side_effect")
+    kept = dict(quality.select("method", "value").iter_rows())
+    label = "similarity of non-memorized prompts' images to their own"
+    return _scatter(store, key, kept, title="Score against side effects", x_label=label)
+
+
+def _scatter(store: AuditStore, key: str, x: dict[str, float | None], *, title: str, x_label: str) -> str:
+    from fbmem_core.report.plots import line_plot
+
+    scores = store.tables.read("mitigation_scores", key).filter(pl.col("weights") == "severity")
+    points = {
+        method: ([x[method]], [score])
+        for method, score in scores.select("method", "score").iter_rows()
+        if x.get(method) is not None
+    }
+    return line_plot(points, title=title, x_label=x_label, label="mitigation score", style="o")  # type: ignore[arg-type]
+
+
+def _one_to_many_plot(store: AuditStore, key: str) -> str:
+    """How many memorized prompts match how many references, before and after, over the same seeds."""
+    from fbmem_core.report.plots import line_plot
+
+    images = MITIGATED.rows(store, "generations", key).select("prompt_id", "seed").unique()
+    counts = pl.DataFrame(
+        [row for arm in (BASELINE, MITIGATED) for row in count_references(store, key, arm, images)],
+        schema=store.tables.read("one_to_many", key).drop("checkpoint").schema,
+    )
+    non_memorized = non_memorized_prompts(store, key)
+    shown = counts.filter(~pl.col("prompt_id").is_in(non_memorized))
+    most = int(shown["num_references"].max() or 0)  # type: ignore[arg-type]
+    series = {
+        str(method): (list(range(most + 1)), [float((rows["num_references"] == n).sum()) for n in range(most + 1)])
+        for (method,), rows in shown.group_by("method", maintain_order=True)
+    }
+    return line_plot(series, title="References a prompt matches", x_label="references", label="prompts", style="o-")

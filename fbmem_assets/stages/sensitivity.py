@@ -1,0 +1,76 @@
+"""Stage scores: how much the number of clusters matters, from the fit of the clusters to the memory that is removed."""
+
+from statistics import fmean
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from fbmem_assets.orchestration.resources import AuditStore
+from fbmem_assets.orchestration.tables import picture, table_asset, table_result
+from fbmem_assets.stages.clusters import embeddings
+from fbmem_assets.stages.neurons import read_neurons
+from fbmem_core.audit.config import Audit
+
+STAGE = "scores"
+
+
+@table_asset(
+    table="cluster_sensitivity",
+    stage=STAGE,
+    deps=["prompt_clusters", "neuron_sets", "mitigation_scores"],
+    kinds={"scikitlearn"},
+)
+def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+    """One row per number of clusters: how well it fits, how stable it is, how large the unions are, what they remove.
+
+    `score` is that of the `nemo_c` of the audit file with so many clusters and nothing but switched-off neurons; where
+    the file has none it is null.
+    """
+    from fbmem_core.clustering import cluster_prompts, cluster_quality
+    from fbmem_core.neurons.layers import union
+    from fbmem_core.report.plots import line_plot
+
+    key, tables = context.partition_key, store.tables
+    audit, _ = store.audit(key)
+    settings = audit.clusters
+    vectors = embeddings(store, key)
+    prompt_ids = tables.read("prompts", key)["prompt_id"].to_list()
+    refined, total = read_neurons(store, key), len(tables.read("activation_statistics", key))
+    scores = tables.read("mitigation_scores", key).filter(pl.col("weights") == "severity")
+    row_of = {row["method"]: row for row in scores.to_dicts()}
+    scored = {n: row_of[name] for n, name in sorted(_method_by_count(audit).items()) if name in row_of}
+    rows: list[dict[str, Any]] = []
+    for count in sorted({*settings.counts, settings.count, *scored}):
+        quality = cluster_quality(vectors, count=count)
+        of = cluster_prompts(vectors, count=count, seed=settings.seed).cluster
+        members = [
+            [refined[p] for p, c in zip(prompt_ids, of, strict=True) if c == cluster and p in refined]
+            for cluster in set(of)
+        ]
+        sizes = [len(union(sets)) for sets in members if sets] or [0]
+        rows.append({
+            "count": count, "num_clusters": quality.found, "silhouette": quality.silhouette,
+            "stability": quality.stability, "mean_union": fmean(sizes),
+            "max_union": max(sizes), "max_union_share": max(sizes) / total,
+            "score": scored.get(count, {}).get("score"),
+        })  # fmt: skip
+    tables.write("cluster_sensitivity", key, rows)
+    counts = [row["count"] for row in rows]
+    series = {name: (counts, [row[name] for row in rows]) for name in ("silhouette", "stability", "max_union_share")}
+    removed = {n: row["score"] / row["achievable"] for n, row in scored.items() if row["achievable"]}
+    if removed:
+        series["memory removed"] = (list(removed), list(removed.values()))
+    label = "silhouette, Rand index, shares"
+    plot = line_plot(series, title="Number of clusters", x_label="clusters", label=label, style="o-")
+    table = tables.read("cluster_sensitivity", key)
+    return table_result(store, "cluster_sensitivity", key, table, plot=picture(plot, "by number of clusters"))
+
+
+def _method_by_count(audit: Audit) -> dict[int, str]:
+    """By number of clusters, the first `nemo_c` that switches its neurons off."""
+    found: dict[int, str] = {}
+    for spec in audit.mitigations.methods:
+        if spec.method == "nemo_c" and not spec.options.get("factor"):
+            found.setdefault(spec.num_clusters or audit.clusters.count, spec.title)
+    return found

@@ -1,0 +1,1 @@
+"""One audit: its configuration, its file, and its results."""

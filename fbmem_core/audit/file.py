@@ -1,0 +1,128 @@
+"""An audit file, one YAML file: loaded, validated and its paths resolved, with one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from reprlib import Repr
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from fbmem_core.audit.config import Audit, Similarity
+from fbmem_core.errors import InputError
+
+_SHORT = Repr()  # YAML's aliases can make a list whose text fills the memory
+_SHORT.maxlevel = 2
+
+
+def load_audit(path: Path) -> Audit:
+    """Read and validate an audit file.
+
+    Raises:
+        InputError: The file is missing or no YAML mapping, a key is unknown, a value is impossible, or a path in it
+            leads nowhere. The message names the file, the key and the cure.
+    """
+    if not path.is_file():
+        raise InputError("an audit file", "no such file", where=path, cure="Give the path of a YAML audit file.")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no date, too long a number
+        reason = str(error).replace("\n", " ")
+        raise InputError("a YAML mapping", f"text that is no YAML ({reason})", where=path, cure="Mend it.") from None
+    if not isinstance(data, dict):
+        raise InputError("a YAML mapping", type(data).__name__, where=path, cure="Write keys such as `name:`.")
+    try:
+        audit = Audit.model_validate(data)
+    except ValidationError as error:
+        raise _one_line(error, path) from None
+    return _resolve_paths(audit, path)
+
+
+def parse_similarity(values: dict[str, Any]) -> Similarity:
+    """How images are compared, from the options of a command; raises InputError as `load_audit` does."""
+    try:
+        return Similarity.model_validate(values)
+    except ValidationError as error:
+        raise _one_line(error, "the options") from None
+
+
+def dump_audit(audit: Audit) -> str:
+    """The audit as JSON with every default written out; `Audit.model_validate_json` reads it back."""
+    return json.dumps(audit.model_dump(mode="json"), indent=1, sort_keys=True)
+
+
+def _resolve_paths(audit: Audit, file: Path) -> Audit:
+    folder = file.parent.resolve()
+    changes: dict[str, Any] = {}
+    for key in ("prompts", "references", "truth"):
+        value = getattr(audit, key)
+        if value is None:
+            continue
+        changes[key] = folder / value
+        if not _exists(changes[key]):
+            raise InputError(f"{key} to be an existing path", f"`{value}`", where=file, cure=_relative_cure(key))
+    if _is_path(audit.checkpoint, folder):
+        directory = folder / Path(audit.checkpoint).expanduser()
+        if not (_exists(directory) and directory.is_dir()):
+            cure = _relative_cure("checkpoint") + " A Hugging Face id has the form owner/name."
+            raise InputError("checkpoint to be a diffusers directory", f"`{audit.checkpoint}`", where=file, cure=cure)
+        changes["checkpoint"] = str(directory.resolve())
+    return audit.model_copy(update=changes | _resolve_sections(audit, file))
+
+
+def _resolve_sections(audit: Audit, file: Path) -> dict[str, Any]:
+    sections: dict[str, dict[str, Any]] = {}
+    if audit.segmentation.model.endswith(".onnx"):
+        sections["segmentation"] = {"model": str(_existing("segmentation.model", audit.segmentation.model, file))}
+    prompts = audit.neurons.non_memorized_prompts
+    if prompts is not None:
+        sections["neurons"] = {"non_memorized_prompts": _existing("neurons.non_memorized_prompts", prompts, file)}
+    weights = file.parent.resolve() / audit.clusters.weights
+    if _exists(weights) and weights.is_file():  # else it is a tag
+        sections["clusters"] = {"weights": str(weights)}
+    return {name: getattr(audit, name).model_copy(update=values) for name, values in sections.items()}
+
+
+def _existing(key: str, value: Path | str, file: Path) -> Path:
+    path = file.parent.resolve() / value
+    if not (_exists(path) and path.is_file()):
+        raise InputError(f"{key} to be an existing file", f"`{value}`", where=file, cure=_relative_cure(key))
+    return path.resolve()
+
+
+def _is_path(checkpoint: str, folder: Path) -> bool:
+    looks_like_path = checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1
+    return looks_like_path or _exists(folder / checkpoint)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _relative_cure(key: str) -> str:
+    return f"Mend `{key}`: paths are relative to the audit file's folder."
+
+
+def _one_line(error: ValidationError, path: Path | str) -> InputError:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    if first["type"] == "extra_forbidden":
+        known = sorted(_known_keys(first["loc"][:-1]))
+        return InputError(f"only known keys ({', '.join(known)})", f"`{key}`", where=path, cure="Remove or rename it.")
+    if first["type"] == "missing":
+        return InputError(f"the key `{key}`", "none", where=path, cure=f"Add `{key}:`.")
+    what = first["msg"].removeprefix("Input ").removeprefix("Value error, ").replace("should ", "to ", 1)
+    got = f"`{_SHORT.repr(first['input']) if isinstance(first['input'], (list, dict)) else first['input']}`"
+    return InputError(f"{key} {what}", got, where=path, cure=f"Change `{key}`.")
+
+
+def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+    model: Any = Audit
+    for part in loc:
+        model = model.model_fields[str(part)].annotation
+    return list(model.model_fields)

@@ -1,0 +1,140 @@
+"""After a mitigation, try to bring the memory back: it may hide a memory from its prompt rather than erase it.
+
+Two attempts, both sampled under the prompt's intervention and labelled like any other image: with the words of its
+cluster's other prompts, and with a prompt embedding that was optimised towards the memorized picture (arXiv
+2507.16880).
+
+Notation: z_0 latents of the picture, eps noise, t a timestep, y the embedding; z_t = sqrt(alpha_bar_t) z_0 +
+sqrt(1 - alpha_bar_t) eps. Minimised is E ||eps - eps_theta(z_t, t, y)||^2, the loss of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from fbmem_core.diffusion.noise_difference import encode_prompts
+from fbmem_core.diffusion.sampling import Request
+from fbmem_core.neurons.hooks import frozen
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from PIL import Image
+
+    from fbmem_core.mitigation.method import Intervention
+
+# arXiv 2507.16880
+NUM_STEPS = 50
+LEARNING_RATE = 0.1
+BATCH_SIZE = 2  # timesteps and noises in each step; on the canary 4 and 8 end no nearer
+
+SPREAD = 0.1  # of the noise about the prompt's embedding, in its standard deviations
+
+
+def neighbor_requests(
+    prompts: Mapping[str, str], clusters: Mapping[str, int], prompt_id: str, seeds: range
+) -> list[Request]:
+    """The other prompts of a prompt's cluster, at these seeds, named by the id of the prompt that is mitigated.
+
+    To be sampled under the intervention of `prompt_id`; a prompt of its own words is left out.
+    """
+    own = prompts[prompt_id]
+    texts = dict.fromkeys(
+        text
+        for other, text in prompts.items()
+        if other != prompt_id and text != own and clusters.get(other) == clusters[prompt_id]
+    )
+    return [Request(prompt_id, text, seed) for text in texts for seed in seeds]
+
+
+def adversarial_embedding(
+    pipeline: DiffusionPipeline,
+    reference_image: Image.Image,
+    intervention: Intervention,
+    *,
+    start: Float[Tensor, "1 tokens d"],
+    num_steps: int = NUM_STEPS,
+    learning_rate: float = LEARNING_RATE,
+    seed: int = 0,
+) -> Float[Tensor, "1 tokens d"]:
+    """A prompt embedding with which the mitigated model draws the reference, if it still can.
+
+    Adam, 50 steps of learning rate 0.1, each over 2 random timesteps with fresh noise. All tokens are optimised. The
+    model's weights are never changed. It attacks without guidance; the images are then sampled as always.
+
+    Args:
+        pipeline: Stable Diffusion 1.x or 2.x.
+        reference_image: The picture, already of the size that is sampled.
+        intervention: Under which the embedding shall work; an embedding of its own is left out.
+        start: Where to begin; see `starting_embeddings`.
+        num_steps: Of the optimisation.
+        learning_rate: Of Adam.
+        seed: Of the timesteps and the noise.
+
+    Returns:
+        The embedding of the last step, in the type of the U-Net.
+    """
+    unet, generator = pipeline.unet, torch.Generator("cpu").manual_seed(seed)
+    latents = encode_image(pipeline, reference_image)
+    embeds = start.detach().clone().to(pipeline.device, torch.float32).requires_grad_()
+    optimizer = torch.optim.Adam([embeds], lr=learning_rate)
+    with intervention.applied(pipeline), torch.enable_grad(), frozen(unet):
+        for _ in range(num_steps):
+            loss = _denoising_loss(pipeline, latents, embeds.to(unet.dtype), generator)
+            [embeds.grad] = torch.autograd.grad(loss, [embeds])
+            optimizer.step()
+    return embeds.detach().to(unet.dtype)
+
+
+def starting_embeddings(
+    pipeline: DiffusionPipeline,
+    prompt: str,
+    size: tuple[int, int],
+    *,
+    num_near: int = 1,
+    num_random: int = 1,
+    seed: int = 0,
+) -> list[Float[Tensor, "1 tokens d"]]:
+    """Where searches begin: near the prompt's own embedding, and anywhere.
+
+    Args:
+        pipeline: Stable Diffusion 1.x or 2.x.
+        prompt: Text.
+        size: Height and width of the images in px.
+        num_near: Starts at the embedding with noise of a tenth of its standard deviation on it.
+        num_random: Starts at noise of its mean and standard deviation.
+        seed: Of the noise.
+    """
+    own = encode_prompts(pipeline, [prompt], height=size[0], width=size[1]).embeds.float()
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noises = [torch.randn(own.shape, generator=generator).to(own) for _ in range(num_near + num_random)]
+    near = [own + SPREAD * own.std() * noise for noise in noises[:num_near]]
+    return near + [own.mean() + own.std() * noise for noise in noises[num_near:]]
+
+
+@torch.no_grad()
+def encode_image(pipeline: DiffusionPipeline, image: Image.Image) -> Float[Tensor, "1 c h w"]:
+    """The latents of an image: the mean of the autoencoder's distribution, scaled."""
+    vae = pipeline.vae
+    pixels = pipeline.image_processor.preprocess(image.convert("RGB")).to(vae.device, vae.dtype)
+    mean = vae.encode(pixels).latent_dist.mean
+    return ((mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor).to(pipeline.unet.dtype)
+
+
+def _denoising_loss(pipeline: DiffusionPipeline, latents: Tensor, embeds: Tensor, generator: torch.Generator) -> Tensor:
+    shape = (BATCH_SIZE, *latents.shape[1:])
+    scheduler = pipeline.scheduler
+    noise = torch.randn(shape, generator=generator).to(latents)
+    steps = torch.randint(scheduler.config.num_train_timesteps, (BATCH_SIZE,), generator=generator).to(latents.device)
+    alpha_bar = scheduler.alphas_cumprod.to(latents)[steps].view(-1, 1, 1, 1)
+    noised = alpha_bar**0.5 * latents + (1 - alpha_bar) ** 0.5 * noise
+    target = noise
+    if scheduler.config.prediction_type == "v_prediction":
+        target = alpha_bar**0.5 * noise - (1 - alpha_bar) ** 0.5 * latents
+    output = pipeline.unet(noised, steps, encoder_hidden_states=embeds.expand(BATCH_SIZE, -1, -1)).sample
+    return F.mse_loss(output.float(), target.float())

@@ -1,0 +1,1 @@
+"""Inputs of an audit: prompts, reference images and mattes."""

@@ -1,0 +1,1 @@
+"""Retrieval: the references nearest to each generation, exactly."""

@@ -1,0 +1,213 @@
+"""Score a folder of generated images against a folder of references, without a model: labels and nearest references."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from torch import Tensor
+
+from fbmem_core.audit.config import Similarity
+from fbmem_core.diffusion.checkpoint import choose_device
+from fbmem_core.errors import InputError
+from fbmem_core.inputs.references import MIN_SIDE, ReferenceImage, open_rgb, read_references
+from fbmem_core.inputs.segmentation import Segmenter
+from fbmem_core.labels import label_generation
+from fbmem_core.retrieval.image_sets import ImageSet, Planes, load_image_set
+from fbmem_core.retrieval.neighbors import Neighbor, nearest_pairs
+from fbmem_core.similarity.sscd import Sscd
+
+_IN_MEMORY_BYTES = 2 * 2**30
+_BLOCK = 256  # generated images that are held at once
+LABELS = {
+    "generation": pl.String, "label": pl.String,
+    "full_similarity": pl.Float64, "foreground_similarity": pl.Float64, "background_similarity": pl.Float64,
+    "full_reference": pl.String, "foreground_reference": pl.String, "background_reference": pl.String,
+}  # fmt: skip
+NEIGHBORS = {
+    "generation": pl.String, "region": pl.String, "rank": pl.Int64, "reference": pl.String,
+    "similarity": pl.Float64, "complete": pl.Boolean,
+}  # fmt: skip
+SSCD = {
+    "generation": pl.String, "region": pl.String, "reference": pl.String, "similarity": pl.Float64,
+    "network": pl.String,
+}  # fmt: skip
+REJECTED = {"folder": pl.String, "item": pl.String, "reason": pl.String}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`labels`: a row per generation; `neighbors`: per generation, criterion and rank; `rejected`: per bad file.
+
+    `sscd`: per generation and criterion, the reference nearest by SSCD; empty without a network.
+    """
+
+    labels: pl.DataFrame
+    neighbors: pl.DataFrame
+    rejected: pl.DataFrame
+    sscd: pl.DataFrame
+
+
+def score_folders(
+    generated: Path,
+    references: Path,
+    settings: Similarity | None = None,
+    *,
+    generated_masks: Path | None = None,
+    reference_masks: Path | None = None,
+    segmenter: str = "birefnet-general",
+    sscd: Path | None = None,
+    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Scores:
+    """Label every image of a folder by its similarity to the images of another.
+
+    Args:
+        generated: Folder of generated images, of any common format and size.
+        references: Folder of training images.
+        settings: How they are compared; of several regions and rules the first counts.
+        generated_masks: Folder of masks, PNGs of the same stem (white = foreground); None: they are segmented.
+        reference_masks: The same for the references.
+        segmenter: A rembg model name or the path of an ONNX file, for folders without masks.
+        sscd: TorchScript file of an SSCD network, by which the nearest references are given too.
+        report: Called with what is being done, how much of it is, and how much there is.
+
+    Raises:
+        InputError: A folder holds no usable image, a mask is missing or of another size than its image.
+        WeightsNotFoundError: The segmenter's weights cannot be had.
+    """
+    settings = settings or Similarity()
+    masking, rule, size = settings.masking[0], settings.rule[0], settings.size
+    device = choose_device(settings.device)
+    ours, theirs = _usable(generated, "generated images"), _usable(references, "references")
+    network = None if sscd is None else Sscd(sscd, device=device)
+    maker = _MatteMaker(segmenter)
+    with tempfile.TemporaryDirectory(prefix="fbmem-") as scratch:
+        mattes = Path(scratch) / "mattes"
+        found = _items(references, theirs.usable, reference_masks, maker, mattes / "references", report)
+        folder = Path(scratch) / "references" if 4 * size**2 * len(found) > _IN_MEMORY_BYTES else None
+        images = load_image_set(
+            found, size=size, folder=folder, report=lambda done: report("reading references", done, len(found))
+        )
+        planes = Planes(images, masking, device=device)
+        asked = _items(generated, ours.usable, generated_masks, maker, mattes / "generated", report)
+        described = {} if network is None else network.region_descriptors(images)
+        by_sscd: list[dict[str, Any]] = []
+        labels: list[dict[str, Any]] = []
+        neighbors: list[dict[str, Any]] = []
+        for first in range(0, len(asked), _BLOCK):
+            block = load_image_set(asked[first : first + _BLOCK], size=size)
+            fractions = _fractions(block)
+            for name, nearest, similarities in nearest_pairs(
+                block, planes, masking=masking, top_k=settings.top_k, floor=settings.lowest, tau=settings.tau
+            ):
+                neighbors += _neighbor_rows(name, nearest)
+                label = label_generation(
+                    similarities, foreground_fraction=fractions[name], rule=rule, tau=settings.tau, beta=settings.beta
+                )
+                row = {column.removesuffix("_id"): value for column, value in asdict(label).items()}
+                labels.append({"generation": name, **row})
+            if network is not None:
+                by_sscd += _nearest_by_sscd(network, block, described, images.ids)
+            report("comparing", min(first + _BLOCK, len(asked)), len(asked))
+    rejected = [
+        {"folder": str(folder), "item": entry.path, "reason": entry.reason}
+        for folder, entries in ((generated, ours.rejected), (references, theirs.rejected))
+        for entry in entries
+    ]
+    return Scores(
+        pl.DataFrame(labels, schema=LABELS),
+        pl.DataFrame(neighbors, schema=NEIGHBORS),
+        pl.DataFrame(rejected, schema=REJECTED),
+        pl.DataFrame(by_sscd, schema=SSCD),
+    )
+
+
+@dataclass(frozen=True)
+class _Folder:
+    usable: tuple[ReferenceImage, ...]
+    rejected: tuple[ReferenceImage, ...]
+
+
+def _usable(folder: Path, what: str) -> _Folder:
+    """The images of a folder. Generated ones may repeat or be of a single colour; references may not."""
+    entries = tuple(read_references(folder))
+    accepted = ("ok",) if what == "references" else ("ok", "duplicate", "placeholder")
+    fits = [entry.status in accepted and min(entry.width or 0, entry.height or 0) >= MIN_SIDE for entry in entries]
+    if not any(fits):
+        reason = next(entry.reason for entry in entries if entry.reason)
+        raise InputError(f"usable {what}", f"none ({reason})", where=folder, cure="Put images there.")
+    rejected = tuple(entry for entry, fit in zip(entries, fits, strict=True) if not fit)
+    return _Folder(tuple(compress(entries, fits)), rejected)
+
+
+class _MatteMaker:
+    """Segments an image and keeps its matte as a file; the segmenter is opened when it is first needed."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._segmenter: Segmenter | None = None
+
+    def __call__(self, image: Path, path: Path) -> Path | None:
+        self._segmenter = self._segmenter or Segmenter(self._model)
+        matte = self._segmenter.matte(open_rgb(image))
+        if matte.alpha is None:
+            return None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        matte.to_image().save(path)
+        return path
+
+
+def _items(
+    folder: Path,
+    entries: tuple[ReferenceImage, ...],
+    masks: Path | None,
+    make: _MatteMaker,
+    scratch: Path,
+    report: Callable[[str, int, int], None],
+) -> list[tuple[str, Path, Path | None]]:
+    items: list[tuple[str, Path, Path | None]] = []
+    for number, entry in enumerate(entries, start=1):
+        path = folder / entry.path
+        if masks is not None:
+            items.append((entry.reference_id, path, _mask_of(entry, masks)))
+            continue
+        items.append((entry.reference_id, path, make(path, scratch / f"{number}.png")))
+        report(f"segmenting {folder.name}", number, len(entries))
+    return items
+
+
+def _mask_of(entry: ReferenceImage, masks: Path) -> Path:
+    path = masks / Path(entry.path).with_suffix(".png")
+    if not path.is_file():
+        cure = "Add it, or leave the masks to the segmenter."
+        raise InputError(f"a mask for {entry.path}", f"no file {path.name}", where=masks, cure=cure)
+    return path
+
+
+def _nearest_by_sscd(
+    network: Sscd, block: ImageSet, references: dict[str, Tensor], names: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
+    for region, ours in network.region_descriptors(block).items():
+        best, column = (ours @ references[region].mT).nan_to_num(-2.0).max(dim=1)
+        for name, similarity, reference in zip(block.ids, best.tolist(), column.tolist(), strict=True):
+            if similarity >= -1.5:  # else undecided
+                row = {"generation": name, "region": region, "reference": names[reference]}
+                yield {**row, "similarity": similarity, "network": network.name}
+
+
+def _fractions(images: ImageSet) -> dict[str, float | None]:
+    return {
+        name: float((images.alphas[row] >= 128).mean()) if images.decided[row] else None
+        for row, name in enumerate(images.ids)
+    }
+
+
+def _neighbor_rows(name: str, nearest: list[Neighbor]) -> Iterator[dict[str, Any]]:
+    for neighbor in nearest:
+        fields = asdict(neighbor)
+        yield {"generation": name, "reference": fields.pop("reference_id"), **fields}

@@ -1,0 +1,263 @@
+"""Nearest references by every criterion: exact where it can matter, without computing every pair in full.
+
+A similarity is a product of factors that are at most 1, so the coarse scales of a pair, which cost little, bound it
+from above. Every pair is compared at the coarsest scale; only pairs whose bound still reaches what is asked for go on
+to the next finer one. What is left at the finest scale is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fbmem_core.audit.config import FLOOR_BELOW_TAU, REGIONS, TAU, Masking
+from fbmem_core.errors import InputError
+from fbmem_core.labels import PairSimilarity
+from fbmem_core.retrieval.bounds import COARSEST, PARTS, PairBounds
+from fbmem_core.retrieval.image_sets import ImageSet, Planes
+
+FLOOR = TAU - FLOOR_BELOW_TAU
+_SAME = 1e-6  # similarities that differ by less are the same but for rounding
+_BLOCK = 256  # generations that are looked at together, at most
+_STATE_BYTES = 256 * 2**20  # what is known of the pairs of one block
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """The reference of this rank (1 = most similar) by one criterion; `complete`: no reference above it is missing."""
+
+    region: str
+    rank: int
+    reference_id: str
+    similarity: float
+    complete: bool = True
+
+
+def nearest_references(
+    generations: ImageSet,
+    references: ImageSet | Planes,
+    *,
+    masking: Masking = "masked",
+    top_k: int = 5,
+    floor: float = FLOOR,
+    tau: float = TAU,
+    candidates: Mapping[str, Sequence[str]] | None = None,
+    device: str = "cpu",
+) -> Iterator[tuple[str, list[Neighbor]]]:
+    """The references most similar to each generation by every criterion (full, foreground, background, average).
+
+    Args:
+        generations: The images that are asked about.
+        references: The images among which they are looked for; their `Planes` where they are asked for again.
+        region: Which definition of region similarity; see `region_similarity`.
+        top_k: How many per criterion with floor 0. 0: none below the floor, which is enough for labels.
+        floor: Every reference of at least this similarity is found. Where there is none, the one that looks nearest at
+            the coarse scales is given. 0: the first `top_k`, and every reference of at least `tau`.
+        tau: The similarity from which on a region counts as copied. Where one is, the reference of the highest average
+            is found whatever the floor, because rule `release` labels by it. So labels are exact.
+        candidates: By generation id, the references that are looked at; all by default. Of the others nothing is known,
+            so no neighbor of such a generation is complete.
+        device: Where to compute; given `Planes` stay where they are.
+
+    Yields:
+        (generation id, neighbors by criterion and rank), in the order of the generations. A criterion that is undefined
+        for a pair, because a matte is undecided or a region empty, has no neighbor there. Equally similar references
+        keep the order of the set.
+
+    Raises:
+        InputError: The sizes of the sets differ, or the floor is above `tau`.
+    """
+    asked = _Asked(floor, top_k, tau)
+    for table in _tables(generations, _planes(references, masking, device)):
+        found = _search(table, asked, candidates)
+        yield from zip(table.generations.images.ids, found, strict=True)
+
+
+def nearest_pairs(
+    generations: ImageSet,
+    references: ImageSet | Planes,
+    *,
+    masking: Masking = "masked",
+    top_k: int = 5,
+    floor: float = FLOOR,
+    tau: float = TAU,
+    candidates: Mapping[str, Sequence[str]] | None = None,
+    device: str = "cpu",
+) -> Iterator[tuple[str, list[Neighbor], list[PairSimilarity]]]:
+    """What `nearest_references` gives, and of each pair that it lists the exact similarity by every criterion.
+
+    In one pass: what made a pair a neighbor by one criterion is not computed again for the others.
+
+    Yields:
+        (generation id, its neighbors, its pairs in the order of the references), in the order of the generations.
+    """
+    asked = _Asked(floor, top_k, tau)
+    for table in _tables(generations, _planes(references, masking, device)):
+        found = list(_search(table, asked, candidates))
+        names = table.generations.images.ids
+        wanted = ((name, n.reference_id) for name, listed in zip(names, found, strict=True) for n in listed)
+        yield from zip(names, found, _pairs(table, _mask(table, wanted)), strict=True)
+
+
+def pair_similarities(
+    generations: ImageSet,
+    references: ImageSet | Planes,
+    pairs: Iterable[tuple[str, str]] | None = None,
+    *,
+    masking: Masking = "masked",
+    device: str = "cpu",
+) -> Iterator[tuple[str, list[PairSimilarity]]]:
+    """The exact similarities of some pairs (generation id, reference id), or of every pair.
+
+    Yields:
+        (generation id, its pairs in the order of the references), in the order of the generations.
+    """
+    wanted = None if pairs is None else list(pairs)
+    for table in _tables(generations, _planes(references, masking, device)):
+        yield from zip(table.generations.images.ids, _pairs(table, _mask(table, wanted)), strict=True)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `nearest_references` is asked for."""
+
+    floor: float
+    top_k: int
+    tau: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor <= self.tau:
+            raise InputError(f"a floor from 0 to tau ({self.tau})", self.floor, where="floor", cure="Lower it.")
+
+
+def _planes(references: ImageSet | Planes, masking: Masking, device: str) -> Planes:
+    if not isinstance(references, Planes):
+        return Planes(references, masking, device=device)
+    if references.masking != masking:
+        raise InputError(f"planes of region `{masking}`", f"those of `{references.masking}`", cure="Make them anew.")
+    return references
+
+
+def _tables(generations: ImageSet, references: Planes) -> Iterator[PairBounds]:
+    rows = max(1, min(_BLOCK, _STATE_BYTES // (64 * max(1, len(references.images)))))
+    for first in range(0, len(generations), rows):
+        block = generations.select(range(first, min(first + rows, len(generations))))
+        yield PairBounds(Planes(block, references.masking, device=references.device), references)
+
+
+def _search(
+    table: PairBounds, asked: _Asked, candidates: Mapping[str, Sequence[str]] | None
+) -> Iterator[list[Neighbor]]:
+    """Make every pair exact that `nearest_references` promises, and list them row by row."""
+    if candidates is not None:
+        table.restrict(candidates)
+    floor, shape = asked.floor, (table.shape[0], 1)
+    least = {region: torch.full(shape, floor, device=table.device) for region in REGIONS}
+    for scale in reversed(range(COARSEST + 1)):
+        if floor == 0 and scale < COARSEST - 1:
+            for region in REGIONS:
+                least[region] = _kth_best(table, region, asked.top_k).clamp(max=asked.tau)
+        table.descend(least, scale)
+    if floor > 0 and asked.top_k > 0:
+        for region in REGIONS:
+            _resolve_nearest(table, region, floor)
+    copied = _copied(table, asked.tau)
+    if bool(copied.any()):
+        table.resolve("average", copied)
+        best = table.known("average").amax(dim=1, keepdim=True).clamp_min(0.0)
+        only = {"average": torch.where(copied.any(dim=1, keepdim=True), best, 2.0)}
+        for scale in reversed(range(COARSEST + 1)):
+            table.descend(only, scale)
+    return _neighbors(table, asked)
+
+
+def _neighbors(table: PairBounds, asked: _Asked) -> Iterator[list[Neighbor]]:
+    names = table.references.images.ids
+    copied = _copied(table, asked.tau).any(dim=1)
+    facts = []
+    for region in REGIONS:
+        known = table.known(region)
+        wanted = known >= (asked.floor or asked.tau)
+        count = wanted.sum(dim=1).clamp_min(asked.top_k if asked.floor == 0 else min(asked.top_k, 1))
+        if region == "average":
+            count = torch.maximum(count, copied.to(count.dtype))
+        # rounded, so that equal references keep their order whatever batch they were compared in
+        columns = known.div(_SAME).round().argsort(dim=1, descending=True, stable=True)
+        facts.append((region, count.tolist(), known.gather(1, columns), columns, _unknown(table, region)))
+    for row in range(table.shape[0]):
+        found = []
+        for region, counts, similarities, columns, hidden in facts:
+            first = slice(counts[row])
+            nearest = zip(similarities[row, first].tolist(), columns[row, first].tolist(), strict=True)
+            for rank, (value, column) in enumerate(nearest, start=1):
+                if value >= 0:
+                    found.append(Neighbor(region, rank, names[column], value, value >= hidden[row]))
+        yield found
+
+
+def _unknown(table: PairBounds, region: str) -> list[float]:
+    """By row, what the pairs that are not exact can reach; infinity where some were not looked at."""
+    if not table.shape[1]:
+        return [0.0] * table.shape[0]
+    unknown = table.bound(region).masked_fill(table.exact(region), -1.0).amax(dim=1)
+    if table.looked_at is not None:
+        unknown = unknown.masked_fill(~table.looked_at.all(dim=1), math.inf)
+    return unknown.tolist()
+
+
+def _mask(table: PairBounds, pairs: Iterable[tuple[str, str]] | None) -> Tensor:
+    """[g, n]: these pairs of ids, or all."""
+    mask = torch.full(table.shape, pairs is None, device=table.device)
+    column_of = {name: column for column, name in enumerate(table.references.images.ids)}
+    row_of = {name: row for row, name in enumerate(table.generations.images.ids)}
+    for generation, reference in pairs or ():
+        if generation in row_of:
+            mask[row_of[generation], column_of[reference]] = True
+    return mask
+
+
+def _pairs(table: PairBounds, chosen: Tensor) -> Iterator[list[PairSimilarity]]:
+    """The similarities of the chosen pairs [g, n] by every criterion, row by row."""
+    for part in PARTS:
+        table.advance(part, chosen)
+    values = [table.bound(part) for part in PARTS]
+    for row in range(table.shape[0]):
+        columns = chosen[row].nonzero()[:, 0]
+        of_row = [value[row, columns].tolist() for value in values]
+        yield [
+            PairSimilarity(table.references.images.ids[column], full, _defined(foreground), _defined(background))
+            for column, full, foreground, background in zip(columns.tolist(), *of_row, strict=True)
+        ]
+
+
+def _copied(table: PairBounds, tau: float) -> Tensor:
+    """[g, n]: whose foreground or background is a copy."""
+    return torch.maximum(*(table.known(part) for part in PARTS[1:])) >= tau
+
+
+def _kth_best(table: PairBounds, region: str, top_k: int) -> Tensor:
+    """[g, 1]: the similarity of the k-th best pair that is exact, after those that look best have been made so."""
+    k = min(top_k, table.shape[1])
+    if k == 0:
+        return torch.zeros(table.shape[0], 1, device=table.device)
+    bound = table.bound(region)
+    promising = torch.zeros_like(bound, dtype=torch.bool).scatter_(1, bound.topk(k, dim=1).indices, True)
+    table.resolve(region, promising & (bound >= 0))
+    return table.known(region).topk(k, dim=1).values[:, -1:].clamp_min(0.0)
+
+
+def _resolve_nearest(table: PairBounds, region: str, floor: float) -> None:
+    if not table.shape[1]:
+        return
+    bound = table.bound(region)
+    value, column = bound.max(dim=1, keepdim=True)
+    nothing = (table.known(region).amax(dim=1, keepdim=True) < floor) & (value >= 0)
+    table.resolve(region, torch.zeros_like(bound, dtype=torch.bool).scatter_(1, column, nothing))
+
+
+def _defined(similarity: float) -> float | None:
+    return None if similarity < 0 or math.isnan(similarity) else similarity
