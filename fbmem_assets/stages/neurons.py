@@ -1,5 +1,6 @@
 """Stage neurons: the value neurons behind each memorized prompt."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep
     from fbmem_core.neurons.layers import NeuronSet
     from fbmem_core.neurons.localization import Localization
-    from fbmem_core.neurons.statistics import ActivationStatistics
+    from fbmem_core.neurons.statistics import ActivationStatistics, SimilarityThreshold
 
 STAGE = "neurons"
-_VERSION = 1  # raise it when the same settings begin to give other neurons
+_VERSION = 2  # raise it when the same settings begin to give other neurons
 _MOST_PUBLIC = 0.05  # of the prompts that are known to be non-memorized, so many may get neurons
 
 
@@ -59,8 +60,6 @@ def activation_statistics(context: dg.AssetExecutionContext, store: AuditStore) 
 @table_asset(table="similarity_thresholds", stage=STAGE, deps=["labels"], kinds={"torch"})
 def similarity_threshold(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per checkpoint: calibrated on non-memorized prompts, or as the audit file says."""
-    from fbmem_core.neurons.statistics import calibrate_threshold
-
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
     settings = audit.neurons
@@ -68,7 +67,7 @@ def similarity_threshold(context: dg.AssetExecutionContext, store: AuditStore) -
     prompts = calibration_prompts(store, key)[: settings.num_threshold_prompts]
     conditions = _encode(audit, pipeline, prompts)
     each = (conditions.rows(row) for row in track(context, range(len(prompts)), what="calibrating"))
-    found = calibrate_threshold(_first_step(audit, pipeline), each)
+    found = _calibrate(audit, pipeline, each)
     chosen = settings.threshold
     row = {
         "mode": settings.mode, "threshold": found.value if chosen is None else chosen,
@@ -81,8 +80,6 @@ def similarity_threshold(context: dg.AssetExecutionContext, store: AuditStore) -
 
 
 def _localize_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
-    from fbmem_core.neurons.localization import localize
-
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
     [threshold] = tables.read("similarity_thresholds", key)["threshold"]
@@ -98,14 +95,7 @@ def _localize_part(context: dg.OpExecutionContext, store: AuditStore, part: Part
     statistics, step = read_statistics(store, key), _first_step(audit, pipeline)
     for shard, prompt_id, text in track(context, missing, what="localizing"):
         condition = _encode(audit, pipeline, [text])
-        found = localize(
-            step,
-            condition,
-            statistics,
-            threshold=threshold,
-            batch_size=audit.neurons.batch_size,
-            seed_margin=audit.neurons.seed_margin,
-        )
+        found = _localize(audit, step, condition, statistics, threshold)
         tables.write("neurons", key, _rows(prompt_id, found, condition, statistics, step), shard=shard)
         tables.write("localizations", key, [_summary(prompt_id, found)], shard=shard)
 
@@ -216,16 +206,43 @@ def _encode(audit: Audit, pipeline: Any, prompts: list[str]) -> "Conditioning":
 
 def _first_step(audit: Audit, pipeline: Any) -> "FirstStep":
     from fbmem_core.diffusion.noise_difference import FirstStep
+    from fbmem_core.neurons.released import released_step
 
     settings, sampling = audit.neurons, audit.sampling
-    seeds = range(sampling.seed, sampling.seed + settings.num_seeds)
-    return FirstStep(
-        pipeline,
-        seeds,
-        height=sampling.height,
-        width=sampling.width,
-        mode=settings.mode,
-        num_steps=settings.num_steps,
+    size: dict[str, int] = {"height": sampling.height, "width": sampling.width, "num_steps": settings.num_steps}
+    if settings.mode == "released":
+        return released_step(pipeline, num_seeds=settings.num_seeds, **size)
+    return FirstStep(pipeline, range(sampling.seed, sampling.seed + settings.num_seeds), **size)
+
+
+def _calibrate(audit: Audit, pipeline: Any, conditions: "Iterator[Conditioning]") -> "SimilarityThreshold":
+    """By the mode of the audit."""
+    from fbmem_core.neurons.released import calibrate_released_threshold
+    from fbmem_core.neurons.statistics import calibrate_threshold
+
+    step = _first_step(audit, pipeline)
+    if audit.neurons.mode == "released":
+        return calibrate_released_threshold(step, conditions, _encode(audit, pipeline, [""]))
+    return calibrate_threshold(step, conditions)
+
+
+def _localize(
+    audit: Audit,
+    step: "FirstStep",
+    condition: "Conditioning",
+    statistics: "ActivationStatistics",
+    threshold: float,
+) -> "Localization":
+    """By the mode of the audit."""
+    from fbmem_core.neurons.localization import localize
+    from fbmem_core.neurons.released import localize_released
+
+    settings = audit.neurons
+    batch_size = settings.batch_size
+    if settings.mode == "released":
+        return localize_released(step, condition, statistics, threshold=threshold, batch_size=batch_size)
+    return localize(
+        step, condition, statistics, threshold=threshold, batch_size=batch_size, seed_margin=settings.seed_margin
     )
 
 

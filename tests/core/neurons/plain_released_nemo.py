@@ -130,8 +130,9 @@ class PlainReleasedNemo:
     def pairwise_similarities(self, prompts, guidance_scale=7):
         """The second script: of each prompt, of every two samples, with guidance whose two parts are swapped."""
         rows = []
+        empty = self._noise("")
         for prompt in prompts:
-            plain, empty = self._noise(prompt), self._noise("")
+            plain = self._noise(prompt)
             differences = self._scaled(plain + guidance_scale * (empty - plain) - self._latents())
             pairs = torch.combinations(torch.arange(len(differences)), r=2)
             rows.append(self.similarity(differences[pairs[:, 0]], differences[pairs[:, 1]]))
