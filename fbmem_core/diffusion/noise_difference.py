@@ -137,7 +137,16 @@ class FirstStep:
             condition: As many prompts as there are rows, or one for all.
             rows: Which of the seeds; all by default.
         """
-        latents = self.latents if rows is None else self.latents[rows]
+        return self.noise_at(self.latents if rows is None else self.latents[rows], condition)
+
+    def noise_at(self, latents: Float[Tensor, "n c h w"], condition: Conditioning) -> Float[Tensor, "n c h w"]:
+        """Predicted noise eps for latents of the caller's at this step; gradients pass.
+
+        Args:
+            latents: In the place of the step's own.
+            condition: As many prompts as there are latents, or one for all.
+        """
+        latents = latents.to(self.latents.dtype)
         condition = condition.repeat(len(latents)) if len(condition) == 1 else condition
         output = predict(self.unet, latents, self.timestep, condition)
         if self.prediction_type == "v_prediction":

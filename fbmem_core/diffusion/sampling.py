@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ def sample(
     sampling: Sampling,
     *,
     prompt_embeds: Tensor | None = None,
+    latents: Mapping[int, Tensor] | None = None,
 ) -> Iterator[tuple[Request, Image.Image]]:
     """Sample images in batches of `sampling.batch_size`.
 
@@ -44,7 +45,8 @@ def sample(
 
     Where the device has too little memory for a batch, that and all later ones are half as large.
 
-    With `prompt_embeds` [1, tokens, d] all are sampled with that embedding in the place of their prompts' own.
+    With `prompt_embeds` [1, tokens, d] all are sampled with that embedding in the place of their prompts' own, and the
+    seeds that `latents` names begin with those [c, h, w], of unit variance, in the place of their own.
 
     Yields:
         Each request with its image, uint8 RGB.
@@ -55,7 +57,7 @@ def sample(
     size, done = sampling.batch_size, 0
     while done < len(requests):
         batch = requests[done : done + size]
-        images = _sample_batch(pipeline, batch, sampling, prompt_embeds)
+        images = _sample_batch(pipeline, batch, sampling, prompt_embeds, latents or {})
         if images is None:
             size = smaller_batch(len(batch), sampling.device)
             continue
@@ -64,7 +66,11 @@ def sample(
 
 
 def _sample_batch(
-    pipeline: DiffusionPipeline, batch: Sequence[Request], sampling: Sampling, prompt_embeds: Tensor | None
+    pipeline: DiffusionPipeline,
+    batch: Sequence[Request],
+    sampling: Sampling,
+    prompt_embeds: Tensor | None,
+    latents: Mapping[int, Tensor],
 ) -> list[Image.Image] | None:
     """The images of one batch; None where the device has no memory for so many."""
     import torch
@@ -74,6 +80,7 @@ def _sample_batch(
             prompt=[request.prompt for request in batch] if prompt_embeds is None else None,
             prompt_embeds=None if prompt_embeds is None else prompt_embeds.expand(len(batch), -1, -1),
             generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
+            latents=_initial_latents(pipeline, batch, sampling, latents),
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             height=sampling.height,
@@ -81,6 +88,22 @@ def _sample_batch(
         ).images
     except torch.OutOfMemoryError:
         return None
+
+
+def _initial_latents(
+    pipeline: DiffusionPipeline, batch: Sequence[Request], sampling: Sampling, latents: Mapping[int, Tensor]
+) -> Tensor | None:
+    """Those of the whole batch where any of them is replaced; None lets the pipeline draw them."""
+    import torch
+
+    from fbmem_core.diffusion.noise_difference import FirstStep
+
+    if not any(request.seed in latents for request in batch):
+        return None
+    seeds = [request.seed for request in batch]
+    own = FirstStep(pipeline, seeds, height=sampling.height, width=sampling.width).latents
+    rows = [latents.get(seed, drawn) for seed, drawn in zip(seeds, own, strict=True)]
+    return torch.stack([row.to(own) for row in rows])
 
 
 def content_key(fingerprint: str, method: str, request: Request, sampling: Sampling) -> str:

@@ -39,17 +39,17 @@ def sample_mitigated(
     Raises:
         InputError: A prompt has no intervention, or one with an embedding is asked of a model with two text encoders.
     """
-    lost = sorted({request.prompt_id for request in requests} - interventions.keys())
-    if lost:
-        raise InputError("an intervention for every prompt", f"none for `{lost[0]}`", cure="Name `NO_INTERVENTION`.")
+    missing = sorted({request.prompt_id for request in requests} - interventions.keys())
+    if missing:
+        raise InputError("an intervention for every prompt", f"none for `{missing[0]}`", cure="Name `NO_INTERVENTION`.")
     for _, group in groupby(requests, key=lambda request: interventions[request.prompt_id].key):
-        some = list(group)
-        intervention = interventions[some[0].prompt_id]
+        same = list(group)
+        intervention = interventions[same[0].prompt_id]
         embeds = _embeds(pipeline, intervention)
-        for first in range(0, len(some), sampling.batch_size):
-            batch = some[first : first + sampling.batch_size]
+        for first in range(0, len(same), sampling.batch_size):
+            batch = same[first : first + sampling.batch_size]
             with intervention.applied(pipeline):
-                sampled = list(sample(pipeline, batch, sampling, prompt_embeds=embeds))
+                sampled = list(sample(pipeline, batch, sampling, prompt_embeds=embeds, latents=intervention.latents))
             yield from sampled
 
 
