@@ -21,8 +21,10 @@ from fbmem_assets.stages import neighbors as neighbors_stage
 from fbmem_assets.stages import neurons as neurons_stage
 from fbmem_assets.stages import similarities as similarities_stage
 from fbmem_assets.stages.clusters import embeddings
-from fbmem_core.audit.config import Mitigation
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.errors import InputError
 from fbmem_core.mitigation import METHODS
+from fbmem_core.mitigation.settings import TrialSpec
 from fbmem_core.neurons.layers import NeuronSet
 from fbmem_core.store.images import open_image
 from fbmem_core.store.tables import digest
@@ -40,7 +42,13 @@ STAGE = "mitigations"
 def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
     trials = trials_of(store, context.partition_key)
     wanted = _wanted(store, context.partition_key, trials, part)
-    generations_stage.sample_missing(context, store, wanted, lambda name, some: trials[name].sample(some))
+
+    def sample(name: str, requests: "Sequence[Request]") -> "Iterator[tuple[Request, Image.Image]]":
+        for trial in trials.values():  # a method that cannot be used is refused before any work is done
+            trial.method_type.check(store.pipeline(context.partition_key))
+        return trials[name].sample(requests)
+
+    generations_stage.sample_missing(context, store, wanted, sample)
 
 
 @table_asset(
@@ -74,12 +82,13 @@ def mitigated_generations(context: dg.OpExecutionContext, store: AuditStore) -> 
 def every_prompt_was_mitigated(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
     """Every mitigation has an image for each prompt and seed that it is tried on."""
     key = context.partition_key
-    names, asked = method_names(store, key), requests(store, key)
-    expected = {(name, request.prompt_id, request.seed) for name in names for request in asked}
-    found = set(MITIGATED.rows(store, "generations", key).select("method", "prompt_id", "seed").iter_rows())
-    lost = sorted(expected ^ found)
+    images = requests(store, key)
+    expected = {(name, image.prompt_id, image.seed) for name in method_names(store, key) for image in images}
+    sampled = set(MITIGATED.rows(store, "generations", key).select("method", "prompt_id", "seed").iter_rows())
+    differing = sorted(expected ^ sampled)
     return dg.AssetCheckResult(
-        passed=not lost, metadata={"expected": len(expected), "found": len(found), "differing": str(lost[:20])}
+        passed=not differing,
+        metadata={"expected": len(expected), "found": len(sampled), "differing": str(differing[:20])},
     )
 
 
@@ -95,79 +104,105 @@ def requests(store: AuditStore, key: str) -> "list[Request]":
     audit, _ = store.audit(key)
     num = audit.mitigations.samples_per_prompt
     non_memorized = set(neurons_stage.non_memorized_prompts(store, key))
-    every = generations_stage.requests(audit, store.tables.read("prompts", key))
-    some = [r for r in every if num is None or r.seed < audit.sampling.seed + num]
-    return sorted(some, key=lambda request: request.prompt_id in non_memorized)
+    images = generations_stage.requests(audit, store.tables.read("prompts", key))
+    first = [image for image in images if num is None or image.seed < audit.sampling.seed + num]
+    return sorted(first, key=lambda image: image.prompt_id in non_memorized)
 
 
 def _wanted(store: AuditStore, key: str, trials: "Mapping[str, Trial]", part: Part) -> "list[Wanted]":
     from fbmem_core.diffusion.sampling import content_key
 
     audit, checkpoint = store.audit(key)
-    asked = requests(store, key)
-    prompt_ids = set(part.of(list(dict.fromkeys(request.prompt_id for request in asked))))
+    images = requests(store, key)
+    prompt_ids = set(part.of(list(dict.fromkeys(image.prompt_id for image in images))))
     return [
-        (name, request, content_key(checkpoint.fingerprint, trial.key, request, audit.sampling))
+        (name, image, content_key(checkpoint.fingerprint, trial.key, image, audit.sampling))
         for name, trial in trials.items()
-        for request in asked
-        if request.prompt_id in prompt_ids
+        for image in images
+        if image.prompt_id in prompt_ids
     ]
 
 
 def method_names(store: AuditStore, key: str) -> list[str]:
-    """The mitigations of the audit file, in its order."""
-    return [spec.title for spec in store.audit(key)[0].mitigations.methods]
+    """The mitigations of the audit file at every strength and draw, in its order."""
+    return [spec.title for spec in store.audit(key)[0].mitigations.trials()]
 
 
 def trials_of(store: AuditStore, key: str) -> "dict[str, Trial]":
-    """By name, every mitigation of the audit file. What the audit knows is read once for all, when it is needed."""
-    labels = labels_stage.summary_labels(store, key).select("prompt_id", "seed", "label")
-    facts = [
-        labels.rows(),  # not their similarities: the last digits of those may differ from run to run
-        store.tables.read("neurons", key).filter(stage="refined").select("prompt_id", "layer", "neuron").rows(),
-        store.tables.read("prompt_clusters", key).select("prompt_id", "cluster").rows(),
-    ]
-    non_memorized, known = (
-        frozenset(neurons_stage.non_memorized_prompts(store, key)),
-        cache(lambda: evidence_of(store, key)),
-    )
-    trials = {}
-    for spec in store.audit(key)[0].mitigations.methods:
-        shard = digest(METHODS[spec.method].version, spec.model_dump(exclude={"name"}), *facts)
-        trials[spec.title] = Trial(store, key, spec, shard, non_memorized, known)
+    """By title, every mitigation of the audit file. What the audit knows is read once for all, when it is needed."""
+    facts, evidence = digest(*_facts(store, key)), cache(lambda: evidence_of(store, key))
+    non_memorized = frozenset(neurons_stage.non_memorized_prompts(store, key))
+    trials: dict[str, Trial] = {}
+    for spec in store.audit(key)[0].mitigations.trials():
+        trials[spec.title] = Trial(store, key, spec, facts, non_memorized, evidence, trials)
     return trials
+
+
+def _facts(store: AuditStore, key: str) -> list[Any]:
+    """All that a mitigation may depend on besides the model, the prompt and its own options."""
+    audit, _ = store.audit(key)
+    tables = store.tables
+    labels = labels_stage.summary_labels(store, key).select("prompt_id", "seed", "label")
+    masks = tables.read("masks", key, shard=f"generation-{BASELINE.shard}")
+    return [
+        labels.rows(),  # not their similarities: the last digits of those may differ from run to run
+        tables.read("neurons", key).filter(stage="refined").select("prompt_id", "layer", "neuron").rows(),
+        tables.read("prompt_clusters", key).select("prompt_id", "cluster").rows(),
+        masks.select("image_id", "path", "segmenter").sort("image_id").rows(),
+        neurons_stage.calibration_prompts(store, key),
+        audit.agreement.num_seeds,
+        audit.mitigations.samples_per_prompt,
+        audit.sampling.model_dump(exclude={"batch_size", "device"}),
+        audit.neurons.model_dump(include={"layers", "num_seeds", "num_steps"}),
+        None if audit.twin is None else find_checkpoint(str(audit.twin)).fingerprint,
+    ]
 
 
 class Trial:
     """One mitigation of an audit. Its method is made when it is first needed: that loads the pipeline.
 
-    `key` changes with all that the method's images depend on besides the prompt; `known` gives what the audit knows.
+    `key` changes with all that the method's images depend on besides the prompt; `facts` is a digest of what the audit
+    knows, `evidence` gives that itself; `others` are the audit's mitigations by title.
     """
 
     def __init__(
         self,
         store: AuditStore,
         partition: str,
-        spec: Mitigation,
-        key: str,
+        spec: TrialSpec,
+        facts: str,
         non_memorized: frozenset[str],
-        known: "Callable[[], Evidence]",
+        evidence: "Callable[[], Evidence]",
+        others: "Mapping[str, Trial]",
     ) -> None:
-        self.store, self.partition, self.spec, self.non_memorized, self._known = (
-            store,
-            partition,
-            spec,
-            non_memorized,
-            known,
-        )
-        self.key, self.shard = f"{spec.title}:{key}", f"{spec.title}-{key}"
+        self.store, self.partition, self.spec, self.non_memorized = store, partition, spec, non_memorized
+        self._facts, self._evidence, self._others = facts, evidence, others
+        self.key, self.shard = f"{spec.title}:{self._digest}", f"{spec.title}-{self._digest}"
 
-    def sample(self, some: "Sequence[Request]") -> "Iterator[tuple[Request, Image.Image]]":
+    @property
+    def method_type(self) -> "type[Method]":
+        """Class of its method."""
+        return METHODS[self.spec.method]
+
+    @cached_property
+    def _digest(self) -> str:
+        rival = self._others.get(str(self.spec.options.get("like", "")))
+        settings = [self.spec.method, self.spec.options, self.spec.num_clusters]
+        return digest(self.method_type.version, settings, self._facts, rival._digest if rival else "")
+
+    @property
+    def _searches(self) -> str:
+        """Folder of what its searches give, which strengths of one method share where they only scale neurons."""
+        options = {name: value for name, value in self.spec.options.items() if name != "factor"}
+        settings = [self.spec.method, options, self.spec.num_clusters]
+        return f"searches/{self.partition}/{digest(self.method_type.version, settings, self._facts)}"
+
+    def sample(self, images: "Sequence[Request]") -> "Iterator[tuple[Request, Image.Image]]":
         """Sample under the method."""
         from fbmem_core.mitigation.sampling import sample_mitigated
 
         audit, _ = self.store.audit(self.partition)
-        return sample_mitigated(self.store.pipeline(self.partition), some, audit.sampling, _Interventions(self))
+        return sample_mitigated(self.store.pipeline(self.partition), images, audit.sampling, _Interventions(self))
 
     def intervention(self, prompt_id: str) -> "Intervention":
         """What is changed while this prompt is sampled."""
@@ -189,7 +224,8 @@ class Trial:
         tables.write("mitigated_neurons", self.partition, rows, shard=self.shard)
         row = {
             "method": self.spec.title, "kind": self.spec.method,
-            "options": json.dumps(self.method.options | {"num_clusters": self.spec.num_clusters}),
+            "family": self.spec.config.title, "strength": self.spec.strength, "draw": self.spec.draw,
+            "options": json.dumps(self.method.options.model_dump() | {"num_clusters": self.spec.num_clusters}),
             "num_changed": self.method.num_neurons, "share": self.method.share,
         }  # fmt: skip
         tables.write("mitigations", self.partition, [row], shard=self.shard)
@@ -197,20 +233,28 @@ class Trial:
     @cached_property
     def method(self) -> "Method":
         """The method with all that it may know."""
-        return METHODS[self.spec.method](self.evidence, **self.spec.options)
+        return self.method_type(self.evidence, **self.spec.options)
 
     @cached_property
     def evidence(self) -> "Evidence":
         """What the audit knows, with this mitigation's own clusters and searches."""
-        known, num = self._known(), self.spec.num_clusters
+        evidence, num = self._evidence(), self.spec.num_clusters
         if num is not None:
             from fbmem_core.clustering import cluster_prompts
 
             audit, _ = self.store.audit(self.partition)
             vectors = embeddings(self.store, self.partition)
-            found = cluster_prompts(vectors, count=num, seed=audit.clusters.seed).cluster.tolist()
-            known = replace(known, clusters=dict(zip(known.prompts, found, strict=True)))
-        return replace(known, found=_Searches(self.store, f"searches/{self.partition}/{self.shard}"))
+            clusters = cluster_prompts(vectors, count=num, seed=audit.clusters.seed).cluster.tolist()
+            evidence = replace(evidence, clusters=dict(zip(evidence.prompts, clusters, strict=True)))
+        return replace(evidence, searches=_Searches(self.store, self._searches), rival=self._rival)
+
+    def _rival(self, title: str) -> "Method":
+        if title in self._others:
+            return self._others[title].method
+        if title not in METHODS:
+            cure = "Change `like`."
+            raise InputError("a mitigation of the audit", f"`{title}`", where=f"`{self.spec.title}`", cure=cure)
+        return METHODS[title](self.evidence)
 
 
 def evidence_of(store: AuditStore, key: str) -> "Evidence":
@@ -234,9 +278,19 @@ def evidence_of(store: AuditStore, key: str) -> "Evidence":
         seeds=range(sampling.seed, sampling.seed + settings.num_seeds),
         num_steps=settings.num_steps,
         mattes=_mattes(store, key),
+        image_seeds=_image_seeds(store, key),
+        twin=audit.twin,
         guidance_scale=sampling.guidance_scale,
         num_inference_steps=sampling.steps,
     )
+
+
+def _image_seeds(store: AuditStore, key: str) -> dict[str, list[int]]:
+    """By prompt_id, of the images that are sampled under each mitigation."""
+    seeds: dict[str, list[int]] = {}
+    for image in requests(store, key):
+        seeds.setdefault(image.prompt_id, []).append(image.seed)
+    return seeds
 
 
 def _mattes(store: AuditStore, key: str) -> dict[str, dict[int, Any]]:
@@ -247,15 +301,15 @@ def _mattes(store: AuditStore, key: str) -> dict[str, dict[int, Any]]:
     tables, num = store.tables, store.audit(key)[0].agreement.num_seeds
     masks = tables.read("masks", key, shard=f"generation-{BASELINE.shard}").drop_nulls("path")
     path_of = dict(masks.select("image_id", "path").iter_rows())
-    found: dict[str, dict[int, Any]] = {}
+    mattes: dict[str, dict[int, Any]] = {}
     images = BASELINE.rows(store, "generations", key).select("method", "prompt_id", "seed")
     for method, prompt_id, seed in images.iter_rows():
         path = path_of.get(masks_stage.generation_image_id(method, prompt_id, seed))
-        of_prompt = found.setdefault(prompt_id, {})
+        of_prompt = mattes.setdefault(prompt_id, {})
         if path is not None and len(of_prompt) < num:
             matte = np.asarray(open_image(tables, path), dtype=np.float32) / 255
             of_prompt[seed] = torch.from_numpy(matte)[None]
-    return found
+    return mattes
 
 
 class _Interventions(Mapping[str, "Intervention"]):
@@ -275,7 +329,7 @@ class _Interventions(Mapping[str, "Intervention"]):
 
 
 class _Searches(MutableMapping[str, NeuronSet]):
-    """Neurons that were found, kept in a folder of the store: one file for each search."""
+    """Results of searches, kept in a folder of the store: one file for each search."""
 
     def __init__(self, store: AuditStore, folder: str) -> None:
         self._tables, self._folder = store.tables, folder
@@ -287,7 +341,7 @@ class _Searches(MutableMapping[str, NeuronSet]):
             raise KeyError(name) from None
 
     def __setitem__(self, name: str, neurons: NeuronSet) -> None:
-        content = json.dumps({layer: sorted(some) for layer, some in neurons.indices.items()})
+        content = json.dumps({layer: sorted(indices) for layer, indices in neurons.indices.items()})
         self._tables.write_bytes(self._path(name), content.encode())
 
     def __delitem__(self, name: str) -> None:

@@ -69,8 +69,8 @@ def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) ->
 
 def _method_by_count(audit: Audit) -> dict[int, str]:
     """By number of clusters, the first `nemo_c` that switches its neurons off."""
-    found: dict[int, str] = {}
-    for spec in audit.mitigations.methods:
+    titles: dict[int, str] = {}
+    for spec in audit.mitigations.trials():
         if spec.method == "nemo_c" and not spec.options.get("factor"):
-            found.setdefault(spec.num_clusters or audit.clusters.count, spec.title)
-    return found
+            titles.setdefault(spec.num_clusters or audit.clusters.count, spec.title)
+    return titles

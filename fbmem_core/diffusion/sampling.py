@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from fbmem_core.audit.config import Sampling
 from fbmem_core.diffusion.memory import smaller_batch
+from fbmem_core.diffusion.settings import SamplingConfig
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -32,7 +32,7 @@ class Request:
 def sample(
     pipeline: DiffusionPipeline,
     requests: Sequence[Request],
-    sampling: Sampling,
+    sampling: SamplingConfig,
     *,
     prompt_embeds: Tensor | None = None,
     latents: Mapping[int, Tensor] | None = None,
@@ -68,7 +68,7 @@ def sample(
 def _sample_batch(
     pipeline: DiffusionPipeline,
     batch: Sequence[Request],
-    sampling: Sampling,
+    sampling: SamplingConfig,
     prompt_embeds: Tensor | None,
     latents: Mapping[int, Tensor],
 ) -> list[Image.Image] | None:
@@ -91,7 +91,7 @@ def _sample_batch(
 
 
 def _initial_latents(
-    pipeline: DiffusionPipeline, batch: Sequence[Request], sampling: Sampling, latents: Mapping[int, Tensor]
+    pipeline: DiffusionPipeline, batch: Sequence[Request], sampling: SamplingConfig, latents: Mapping[int, Tensor]
 ) -> Tensor | None:
     """Those of the whole batch where any of them is replaced; None lets the pipeline draw them."""
     import torch
@@ -106,7 +106,7 @@ def _initial_latents(
     return torch.stack([row.to(own) for row in rows])
 
 
-def content_key(fingerprint: str, method: str, request: Request, sampling: Sampling) -> str:
+def content_key(fingerprint: str, method: str, request: Request, sampling: SamplingConfig) -> str:
     """12 hex digits that name an image by everything that determines it; batch size and device are not among that."""
     what = sampling.model_dump(include={"steps", "guidance_scale", "height", "width", "dtype"})
     parts = [_VERSION, fingerprint, method, request.prompt, request.seed, what]

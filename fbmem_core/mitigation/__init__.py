@@ -16,6 +16,7 @@ from fbmem_core.errors import InputError
 if TYPE_CHECKING:
     from fbmem_core.mitigation.method import Method
 
+UNMITIGATED = "none"  # the method of the model as it is
 ENTRY_POINTS = "fbmem.mitigations"  # the group by which other packages name their own
 
 _BUILT_IN = {
