@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import dagster as dg
@@ -76,7 +76,8 @@ class AuditStore(dg.ConfigurableResource):
     def pipeline(self, key: str) -> DiffusionPipeline:
         """The loaded pipeline of a partition, once per process."""
         audit, checkpoint = self.audit(key)
-        return _pipeline(checkpoint, audit.sampling.dtype, audit.sampling.device, audit.allow_pickle)
+        settings = audit.sampling.model_dump(include={"dtype", "device", "compile", "channels_last"})
+        return _pipeline(checkpoint, allow_pickle=audit.allow_pickle, **settings)
 
 
 def store_root() -> str:
@@ -85,11 +86,11 @@ def store_root() -> str:
 
 
 @lru_cache(maxsize=1)
-def _pipeline(checkpoint: Checkpoint, dtype: str, device: str, allow_pickle: bool) -> DiffusionPipeline:
-    from fbmem_core.diffusion.checkpoint import load_pipeline
+def _pipeline(checkpoint: Checkpoint, **settings: Any) -> DiffusionPipeline:
+    from fbmem_core.diffusion.loading import load_pipeline
 
     _keep_freed_memory()
-    return load_pipeline(checkpoint, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    return load_pipeline(checkpoint, **settings)
 
 
 def _keep_freed_memory() -> None:

@@ -97,7 +97,7 @@ def _shards(store: AuditStore, key: str) -> dict[str, pl.DataFrame]:
     masks = tables.read("masks", key, shard="generation*")
     usable = dict(masks.filter(pl.col("path").is_not_null()).select("image_id", "path").iter_rows())
     texts = dict(tables.read("prompts", key).select("prompt_id", "prompt").iter_rows())
-    sampling = audit.sampling.model_dump(include={"steps", "guidance_scale", "height", "width", "dtype"})
+    sampling = audit.sampling.of_images()
     shards = {}
     generations = BASELINE.rows(store, "generations", key).with_columns(
         pl.struct("method", "prompt_id", "seed")
@@ -117,19 +117,22 @@ def _agreement(store: AuditStore, key: str, rows: pl.DataFrame) -> Any:
     import numpy as np
     import torch
 
-    from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
+    from fbmem_core.diffusion.guidance import guidance_of
+    from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts, encode_unconditional
     from fbmem_core.diffusion.seed_agreement import predict_clean_latents, seed_agreement
 
     audit, _ = store.audit(key)
     sampling = audit.sampling
     size: dict[str, Any] = {"height": sampling.height, "width": sampling.width}
     pipeline = store.pipeline(key)
-    empty, prompt = (encode_prompts(pipeline, [text], **size) for text in ("", rows["prompt"][0]))
+    guidance = guidance_of(sampling)
+    empty = encode_unconditional(pipeline, guidance.negative_prompt, **size)
+    prompt = encode_prompts(pipeline, [rows["prompt"][0]], **size)
     latents = predict_clean_latents(
         pipeline,
         FirstStep(pipeline, rows["seed"].to_list(), **size).latents,
         (empty, prompt),
-        guidance_scale=sampling.guidance_scale,
+        guidance=guidance,
         num_inference_steps=sampling.steps,
         num_steps=min(audit.agreement.num_steps, sampling.steps),
     )[-1]

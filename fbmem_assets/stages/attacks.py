@@ -154,7 +154,9 @@ def _adversarial(store: AuditStore, key: str, trial: Trial, row: dict[str, Any])
     size = (sampling.height, sampling.width)
     some = [Request(prompt_id, known.prompts[prompt_id], sampling.seed + n) for n in range(audit.mitigations.attempts)]
     for start in starting_embeddings(known.pipeline, known.prompts[prompt_id], size):
-        found = adversarial_embedding(known.pipeline, picture, intervention, start=start)
+        found = adversarial_embedding(
+            known.pipeline, picture, intervention, start=start, prompt=known.prompts[prompt_id]
+        )
         attacked = {prompt_id: replace(intervention, embeds=found)}
         yield from sample_mitigated(known.pipeline, some, sampling, attacked)
 

@@ -144,7 +144,7 @@ def _differing(store: AuditStore, *keys: str) -> list[str]:
 
 def _settings(audit: Audit) -> dict[str, Any]:
     found = {"references": str(audit.references), "segmentation.model": audit.segmentation.model}
-    sampling = audit.sampling.model_dump(include={"steps", "guidance_scale", "height", "width", "dtype"})
+    sampling = audit.sampling.of_images()
     similarity = audit.similarity.model_dump(include={"size", "tau", "beta"})
     similarity |= {"masking": audit.similarity.masking[0], "rule": audit.similarity.rule[0]}
     found |= {f"sampling.{name}": value for name, value in sampling.items()}

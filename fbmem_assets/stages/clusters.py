@@ -46,7 +46,7 @@ def prompt_clusters(context: dg.AssetExecutionContext, store: AuditStore) -> dg.
 def embeddings(store: AuditStore, key: str) -> "np.ndarray":
     """The text embedding of every prompt of the partition, [n, d], in the order of the table."""
     from fbmem_core.clustering import open_clip_embeddings, pipeline_embeddings
-    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.diffusion.device import choose_device
 
     audit, _ = store.audit(key)
     prompts = store.tables.read("prompts", key)["prompt"].to_list()

@@ -259,6 +259,7 @@ class Trial:
 
 def evidence_of(store: AuditStore, key: str) -> "Evidence":
     """What an audit knows when it mitigates."""
+    from fbmem_core.diffusion.guidance import guidance_of
     from fbmem_core.mitigation.method import Evidence
     from fbmem_core.neurons.layers import value_layers
 
@@ -271,7 +272,7 @@ def evidence_of(store: AuditStore, key: str) -> "Evidence":
         memorized=frozenset(labels["prompt_id"]),
         neurons=neurons_stage.read_neurons(store, key),
         clusters=dict(store.tables.read("prompt_clusters", key).select("prompt_id", "cluster").iter_rows()),
-        layers=value_layers(pipeline.unet, settings.layers),
+        layers=value_layers(pipeline, settings.layers),
         non_memorized=neurons_stage.calibration_prompts(store, key),
         height=sampling.height,
         width=sampling.width,
@@ -280,7 +281,7 @@ def evidence_of(store: AuditStore, key: str) -> "Evidence":
         mattes=_mattes(store, key),
         image_seeds=_image_seeds(store, key),
         twin=audit.twin,
-        guidance_scale=sampling.guidance_scale,
+        guidance=guidance_of(sampling),
         num_inference_steps=sampling.steps,
     )
 

@@ -143,7 +143,7 @@ def generation_set(store: AuditStore, key: str, rows: pl.DataFrame) -> "ImageSet
 
 def reference_planes(store: AuditStore, key: str, arm: Arm) -> "dict[str, Planes]":
     """The usable references as each region definition of the pass compares them, kept on disk beside the tables."""
-    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.diffusion.device import choose_device
     from fbmem_core.retrieval.image_sets import Planes, load_image_set
 
     audit, _ = store.audit(key)
@@ -164,7 +164,7 @@ def _prefilter(store: AuditStore, key: str, references: "Mapping[str, Planes]") 
     settings, sampling = audit.similarity, audit.sampling
     if settings.prefilter == "none":
         return None
-    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.diffusion.device import choose_device
     from fbmem_core.retrieval.prefilter import LatentEmbedder, OpenClipEmbedder, Prefilter
 
     embedder: LatentEmbedder | OpenClipEmbedder

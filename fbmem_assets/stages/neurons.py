@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fbmem_core.neurons.statistics import ActivationStatistics, SimilarityThreshold
 
 STAGE = "neurons"
+_BATCH = 64  # prompts whose activations are held at once
 _VERSION = 2  # raise it when the same settings begin to give other neurons
 _MOST_PUBLIC = 0.05  # of the prompts that are known to be non-memorized, so many may get neurons
 
@@ -37,7 +38,9 @@ def activation_statistics(context: dg.AssetExecutionContext, store: AuditStore) 
     pipeline = store.pipeline(key)
     prompts = calibration_prompts(store, key)
     statistics = measure(
-        pipeline.unet, value_layers(pipeline.unet, audit.neurons.layers), [_encode(audit, pipeline, prompts)]
+        pipeline,
+        value_layers(pipeline, audit.neurons.layers),
+        (_encode(audit, pipeline, prompts[first : first + _BATCH]) for first in range(0, len(prompts), _BATCH)),
     )
     rows = [
         {"layer": layer, "neuron": neuron, "mean": mean, "stddev": stddev, "num_prompts": statistics.num_prompts}
@@ -153,14 +156,14 @@ def read_neurons(store: AuditStore, key: str, stage: str = "refined") -> "dict[s
 
 
 def read_statistics(store: AuditStore, key: str) -> "ActivationStatistics":
-    """What `activation_statistics` wrote, layers in the order of the U-Net."""
+    """What `activation_statistics` wrote, layers in the order of the network."""
     import torch
 
     from fbmem_core.neurons.layers import value_layers
     from fbmem_core.neurons.statistics import ActivationStatistics
 
     audit, _ = store.audit(key)
-    layers = value_layers(store.pipeline(key).unet, audit.neurons.layers)
+    layers = value_layers(store.pipeline(key), audit.neurons.layers)
     table = store.tables.read("activation_statistics", key)
     of = {layer: table.filter(pl.col("layer") == layer).sort("neuron") for layer in layers}
     columns = [{layer: torch.tensor(rows[name].to_list()) for layer, rows in of.items()} for name in ("mean", "stddev")]
@@ -268,12 +271,14 @@ def _rows(
 ) -> list[dict[str, Any]]:
     from fbmem_core.neurons.statistics import activations
 
-    values = activations(step.unet, statistics.layers, condition)
+    values = activations(step.denoiser.pipeline, statistics.layers, condition)
     scores = statistics.z_scores(values)
+    # one copy from the device a layer, not one a neuron
+    numbers = {layer: (scores[layer][0].tolist(), values[layer][0].tolist()) for layer in statistics.layers}
     return [
         {
             "prompt_id": prompt_id, "stage": stage, "layer": layer, "neuron": neuron,
-            "z_score": scores[layer][0, neuron].item(), "activation": values[layer][0, neuron].item(),
+            "z_score": numbers[layer][0][neuron], "activation": numbers[layer][1][neuron],
         }
         for stage, neurons in (("initial", found.initial), ("refined", found.refined))
         for layer, neuron in neurons

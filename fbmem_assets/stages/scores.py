@@ -192,7 +192,7 @@ def _quality(
 ) -> list[dict[str, Any]]:
     from statistics import fmean, stdev
 
-    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.diffusion.device import choose_device
     from fbmem_core.evaluation.quality import MEASURED, Clip, diversity, measure_quality, side_effect
 
     audit, _ = store.audit(key)

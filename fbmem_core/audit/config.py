@@ -107,17 +107,29 @@ class DiffConfig(Section):
     significance: float = Field(0.05, gt=0, lt=1)
 
 
+class AdapterConfig(Section):
+    """A safetensors file on top of the checkpoint: a LoRA, times `weight`, or a textual inversion and its `token`."""
+
+    path: Path
+    kind: Literal[lora, textual_inversion] = "lora"
+    weight: float = 1.0
+    token: str = ""
+
+
 class Audit(Section):
     """A validated audit. Relative paths were resolved against the folder of the audit file.
 
-    `checkpoint` is a diffusers directory or a Hugging Face id; `truth`, where given, is the table of true labels that
-    the audit checks itself against (columns prompt_id, kind, label, reference_ids). `twin` is a diffusers directory of
-    the same model trained without what may be memorized, for the mitigation `clean_twin`.
+    `checkpoint` is a diffusers directory, a Hugging Face id, or a single safetensors file with the directory of
+    `config`, which holds the configs of its architecture; `adapters` come on top. `truth`, where given, is the table of
+    true labels that the audit checks itself against (columns prompt_id, kind, label, reference_ids).
+    `twin` is a diffusers directory of the same model trained without what may be memorized, for `clean_twin`.
     """
 
     name: str = Field(pattern=NAME_PATTERN, max_length=60)
     checkpoint: str
     revision: str | None = None
+    config: Path | None = None
+    adapters: list[AdapterConfig] = []
     prompts: Path
     references: Path
     truth: Path | None = None

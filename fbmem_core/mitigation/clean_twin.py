@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.denoiser import denoiser_of
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.errors import InputError
 from fbmem_core.mitigation.method import Intervention, Method
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 class CleanTwin(Method):
@@ -48,7 +54,7 @@ class CleanTwin(Method):
             cure = "Name the directory of its twin in `twin`, or leave out `clean_twin`."
             raise InputError("a model trained without what is memorized", "none", where="the audit", cure=cure)
         pipeline = load_pipeline(find_checkpoint(str(known.twin)), dtype=_dtype_name(known.pipeline), device="cpu")
-        own, other = (dict(model.unet.named_parameters()) for model in (known.pipeline, pipeline))
+        own, other = (dict(denoiser_of(model).network.named_parameters()) for model in (known.pipeline, pipeline))
         if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in other.items()}:
             cure = "Name a twin of the same architecture."
             raise InputError("the audited model's layers", "other layers", where=known.twin, cure=cure)
@@ -61,5 +67,5 @@ class CleanTwin(Method):
         return Intervention(weights={name: value.detach() for name, value in other.items()})
 
 
-def _dtype_name(pipeline: object) -> str:
-    return str(pipeline.unet.dtype).removeprefix("torch.")  # type: ignore[attr-defined]
+def _dtype_name(pipeline: DiffusionPipeline) -> str:
+    return str(denoiser_of(pipeline).dtype).removeprefix("torch.")

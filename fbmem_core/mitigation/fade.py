@@ -19,7 +19,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts
+from fbmem_core.diffusion.gradients import gradients_of
+from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts, encode_unconditional
 from fbmem_core.diffusion.seed_agreement import predict_clean_latents
 from fbmem_core.mitigation.method import Evidence, NeuronMethod
 from fbmem_core.mitigation.options import Count, FactorOptions, Options, PositiveShare
@@ -77,7 +78,7 @@ class Fade(NeuronMethod):
         """The value layers of all blocks, or those that its rivals choose from."""
         if self.options.layers == "searched":
             return self.evidence.layers
-        return value_layers(self.evidence.pipeline.unet, "all")
+        return value_layers(self.evidence.pipeline, "all")
 
     def neurons(self, prompt_id: str) -> NeuronSet:
         """Those of its cluster; its own alone where it is in none."""
@@ -118,10 +119,10 @@ class _Model:
         self._evidence, self.seeds = evidence, list(seeds)
         self._size: dict[str, Any] = {"height": evidence.height, "width": evidence.width}
         self.first = FirstStep(evidence.pipeline, seeds, num_steps=evidence.num_steps, **self._size)
-        self.unet = self.first.unet
-        self.sizes = layer_sizes(self.unet, layers)
+        self.network = self.first.network
+        self.sizes = layer_sizes(self.network, layers)
         self._names = [(layer, neuron) for layer, number in self.sizes.items() for neuron in range(number)]
-        self._empty = self.encode("")
+        self._empty = encode_unconditional(evidence.pipeline, evidence.guidance.negative_prompt, **self._size)
         self._num_steps = min(num_steps, evidence.num_inference_steps)
 
     def encode(self, prompt: str) -> Conditioning:
@@ -132,12 +133,12 @@ class _Model:
         self, condition: Conditioning, rows: Int64[Tensor, " n"], off: Iterable[int] = ()
     ) -> Float[Tensor, "n c h w"]:
         """x_0 after some steps of guided sampling, with these neurons off."""
-        with scale_neurons(self.unet, self.scales(off)):
+        with scale_neurons(self.network, self.scales(off)):
             return predict_clean_latents(
                 self._evidence.pipeline,
                 self.first.latents[rows],
                 (self._empty, condition),
-                guidance_scale=self._evidence.guidance_scale,
+                guidance=self._evidence.guidance,
                 num_inference_steps=self._evidence.num_inference_steps,
                 num_steps=self._num_steps,
             )[-1]
@@ -201,11 +202,11 @@ class _Search:
         total = torch.zeros(sum(self.model.sizes.values()))
         for on in _SCALES:
             scales = {layer: scale.requires_grad_() for layer, scale in self.model.scales(off, on).items()}
-            with torch.enable_grad(), frozen(self.model.unet), scale_neurons(self.model.unet, scales):
+            with torch.enable_grad(), frozen(self.model.network), scale_neurons(self.model.network, scales):
                 latents = self.model.first.clean_latents(self.condition, self._rows[seeds])
                 likeness = self.likeness(latents, self._first_memory, seeds, others_only=on == 1)[left[seeds]].mean()
-                gradients = torch.autograd.grad(likeness, list(scales.values()))
-            total += torch.cat([gradient.float().cpu() for gradient in gradients])
+                gradients = gradients_of(likeness, list(scales.values()), self.model.first.denoiser.dtype)
+            total += torch.cat([gradient.cpu() for gradient in gradients])
         total[list(off)] = -torch.inf
         return total.argsort(descending=True).tolist()[: len(total) - len(off)]
 

@@ -7,17 +7,23 @@ in which guidance leads to the memorized image.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts
+from fbmem_core.diffusion.denoiser import denoiser_of
+from fbmem_core.diffusion.gradients import gradients_of
+from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts, encode_unconditional
+from fbmem_core.errors import InputError
 from fbmem_core.mitigation.method import ImageMethod, Intervention
 from fbmem_core.mitigation.options import Count, Options, Rate, TargetOptions
 from fbmem_core.neurons.hooks import frozen
 from fbmem_core.neurons.statistics import check_number
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 class NoiseOptions(TargetOptions):
@@ -29,6 +35,13 @@ class NoiseOptions(TargetOptions):
 
 class LatentMethod(ImageMethod):
     """A mitigation that moves the initial latents of every image until a loss of it is at or below a target."""
+
+    @classmethod
+    def check(cls, pipeline: DiffusionPipeline) -> None:
+        """Refuse networks whose pipeline takes latents packed into tokens."""
+        if denoiser_of(pipeline).num_packed != 1:
+            cure = f"Leave out `{cls.name}`."
+            raise InputError("a pipeline that takes latents", type(pipeline).__name__, where=cls.name, cure=cure)
 
     def loss(
         self, step: FirstStep, conditions: tuple[Conditioning, Conditioning], latents: Float[Tensor, "n c h w"]
@@ -52,13 +65,10 @@ class LatentMethod(ImageMethod):
         known = self.evidence
         texts = list(known.non_memorized)[: self.options.num_non_memorized]
         check_number(len(texts))
-        step = self._step(tuple(known.seeds))
+        step, latents = self._step(tuple(known.seeds)), self._unit_noise(tuple(known.seeds))
         conditions = self._encode(*texts)
         with torch.no_grad():
-            losses = [
-                self.loss(step, (self._empty, conditions.rows(row)), step.latents.float()).mean()
-                for row in range(len(texts))
-            ]
+            losses = [self.loss(step, (self._empty, conditions.rows(row)), latents).mean() for row in range(len(texts))]
         usual = torch.stack(losses).double()
         return (usual.mean() + self.options.num_stddevs * usual.std()).item()
 
@@ -68,23 +78,26 @@ class LatentMethod(ImageMethod):
         seeds = known.seeds_of(prompt_id)
         step = self._step(seeds)
         conditions = self._empty, self._encode(known.prompts[prompt_id])
-        moved, is_moved = self._optimise(step, conditions)
+        moved, is_moved = self._optimise(step, seeds, conditions)
         kept = {seed: latents for seed, latents, was in zip(seeds, moved, is_moved.tolist(), strict=True) if was}
         return Intervention(latents=kept)
 
-    def _optimise(self, step: FirstStep, conditions: tuple[Conditioning, Conditioning]) -> tuple[Tensor, Tensor]:
+    def _optimise(
+        self, step: FirstStep, seeds: tuple[int, ...], conditions: tuple[Conditioning, Conditioning]
+    ) -> tuple[Tensor, Tensor]:
         """Latents after the optimisation, and which images moved. An image rests once it is at the target."""
-        latents = step.latents.float().clone().requires_grad_()
+        own = self._unit_noise(seeds)
+        latents = own.clone().requires_grad_()
         optimizer = self.optimizer(latents)
-        result, is_moved = step.latents.float().clone(), torch.zeros(len(latents), dtype=torch.bool)
+        result, is_moved = own.clone(), torch.zeros(len(latents), dtype=torch.bool)
         is_done = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
-        with torch.enable_grad(), frozen(step.unet):
+        with torch.enable_grad(), frozen(step.network):
             for number in range(self.options.max_steps + 1):
                 loss = self.loss(step, conditions, latents)
                 is_done |= loss.detach() <= self.target
                 if is_done.all() or number == self.options.max_steps:
                     break
-                [latents.grad] = torch.autograd.grad(loss.sum(), [latents])
+                [latents.grad] = gradients_of(loss.sum(), [latents], step.denoiser.dtype)
                 optimizer.step()
                 active = ~is_done
                 result[active] = latents.detach()[active]
@@ -96,13 +109,19 @@ class LatentMethod(ImageMethod):
         size = {"height": known.height, "width": known.width}
         return FirstStep(known.pipeline, seeds, num_steps=known.num_inference_steps, **size)
 
+    def _unit_noise(self, seeds: tuple[int, ...]) -> Float[Tensor, "n c h w"]:
+        known = self.evidence
+        return denoiser_of(known.pipeline).initial_latents(seeds, height=known.height, width=known.width).float()
+
     def _encode(self, *prompts: str) -> Conditioning:
         known = self.evidence
         return encode_prompts(known.pipeline, prompts, height=known.height, width=known.width)
 
     @cached_property
     def _empty(self) -> Conditioning:
-        return self._encode("")
+        known = self.evidence
+        negative = known.guidance.negative_prompt
+        return encode_unconditional(known.pipeline, negative, height=known.height, width=known.width)
 
 
 class InitialNoise(LatentMethod):
@@ -132,7 +151,8 @@ def guidance(
     Args:
         step: The first step of sampling.
         conditions: Of the empty prompt and of the prompt, one each.
-        latents: In the place of the step's own.
+        latents: In the place of the step's own, of unit variance.
     """
-    empty, prompt = (step.noise_at(latents, condition) for condition in conditions)
+    scaled = (step.schedule.initial_scale * latents).to(step.denoiser.dtype)
+    empty, prompt = (step.noise_at(scaled, condition) for condition in conditions)
     return (prompt - empty).float()

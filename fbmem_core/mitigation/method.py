@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from fbmem_core.diffusion.denoiser import denoiser_of
+from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.errors import InputError
 from fbmem_core.mitigation.options import FactorOptions, Options
 from fbmem_core.neurons.hooks import deactivation_factors, scale_neurons
@@ -29,8 +31,8 @@ class Intervention:
     """What is changed while the images of one prompt are sampled. Nothing at all: `NO_INTERVENTION`.
 
     Attributes:
-        factors: By layer of the U-Net [features]: what its outputs are multiplied by, see `scale_neurons`.
-        weights: By parameter of the U-Net: what it is replaced by.
+        factors: By layer of the network [features]: what its outputs are multiplied by, see `scale_neurons`.
+        weights: By parameter of the network: what it is replaced by.
         embeds: [1, tokens, d] in the place of the prompt's own embedding; None leaves that.
         latents: By seed [c, h, w]: initial latents, of unit variance, in the place of the seed's own.
     """
@@ -61,11 +63,11 @@ class Intervention:
         """Factors and weights hold inside the `with`; embeddings and latents are for `sample_mitigated`.
 
         Raises:
-            InputError: The U-Net lacks a layer or a parameter, or it has another size.
+            InputError: The network lacks a layer or a parameter, or it has another size.
         """
         with ExitStack() as stack:
-            stack.enter_context(scale_neurons(pipeline.unet, self.factors))
-            stack.enter_context(_replaced(pipeline.unet, self.weights))
+            stack.enter_context(scale_neurons(denoiser_of(pipeline).network, self.factors))
+            stack.enter_context(_replaced(denoiser_of(pipeline).network, self.weights))
             yield
 
 
@@ -86,10 +88,10 @@ class Evidence:
         non_memorized: Texts of prompts that are not memorized, over which is measured what is usual.
         height: Of the images in px.
         width: Of the images in px.
-        seeds: Of the initial latents, for methods that run the U-Net on seeds of their own.
+        seeds: Of the initial latents, for methods that run the network on seeds of their own.
         num_steps: Of the DDIM sampling of whose timesteps such a method takes the first.
         mattes: By prompt_id and seed [1, s, s]: foregrounds of its own images, in [0, 1], where they are decided.
-        guidance_scale: As the images are sampled.
+        guidance: As the images are sampled.
         num_inference_steps: Of the sampling of the images.
         image_seeds: By prompt_id, the seeds of the images that will be sampled; `seeds` where a prompt has none.
         searches: Where a method keeps what a long search gave for a prompt, by a name of its choice; may be on disk.
@@ -109,7 +111,7 @@ class Evidence:
     seeds: Sequence[int]
     num_steps: int
     mattes: Mapping[str, Mapping[int, Tensor]]
-    guidance_scale: float
+    guidance: Guidance
     num_inference_steps: int
     image_seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
     searches: MutableMapping[str, NeuronSet] = field(default_factory=dict)
@@ -119,6 +121,11 @@ class Evidence:
     def seeds_of(self, prompt_id: str) -> tuple[int, ...]:
         """Seeds of the images that will be sampled for a prompt."""
         return tuple(self.image_seeds.get(prompt_id, self.seeds))
+
+    @property
+    def network(self) -> nn.Module:
+        """The network of the audited model."""
+        return denoiser_of(self.pipeline).network
 
 
 class Method(ABC):
@@ -203,7 +210,7 @@ class NeuronMethod(Method):
     @property
     def share(self) -> float:
         """The same as a share of all neurons of the layers that were searched."""
-        return self._mean_size / sum(layer_sizes(self.evidence.pipeline.unet, self.layers).values())
+        return self._mean_size / sum(layer_sizes(self.evidence.network, self.layers).values())
 
     @cached_property
     def _everywhere(self) -> Intervention:
@@ -215,8 +222,8 @@ class NeuronMethod(Method):
         return sum(sizes) / len(sizes) if sizes else 0.0
 
     def _switch_off(self, neurons: NeuronSet) -> Intervention:
-        unet = self.evidence.pipeline.unet
-        return Intervention(deactivation_factors(unet, neurons, factor=self.options.factor))
+        factors = deactivation_factors(self.evidence.network, neurons, factor=self.options.factor)
+        return Intervention(factors)
 
 
 class ImageMethod(Method):
@@ -228,13 +235,6 @@ class ImageMethod(Method):
     def __init__(self, evidence: Evidence, **options: Any) -> None:
         super().__init__(evidence, **options)
         self._interventions: dict[str, Intervention] = {}
-
-    @classmethod
-    def check(cls, pipeline: DiffusionPipeline) -> None:
-        """Refuse models with several text encoders, whose prompt is more than one embedding."""
-        if hasattr(pipeline, "text_encoder_2"):
-            cure = f"Leave out `{cls.name}`."
-            raise InputError("a model with one text encoder", type(pipeline).__name__, where=cls.name, cure=cure)
 
     @abstractmethod
     def compute(self, prompt_id: str) -> Intervention:
@@ -252,8 +252,8 @@ class ImageMethod(Method):
 
 
 @contextmanager
-def _replaced(unet: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    parameters = dict(unet.named_parameters()) if weights else {}
+def _replaced(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    parameters = dict(network.named_parameters()) if weights else {}
     for name, value in weights.items():
         shape = tuple(parameters[name].shape) if name in parameters else "none"
         if shape != tuple(value.shape):

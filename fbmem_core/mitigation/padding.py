@@ -6,14 +6,19 @@ end up to 75 times, and a memorized image hangs on that more than on the prompt'
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from fbmem_core.diffusion.denoiser import denoiser_of
+from fbmem_core.errors import InputError
 from fbmem_core.mitigation.method import ImageMethod, Intervention
 from fbmem_core.mitigation.options import Options
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 class PaddingOptions(Options):
@@ -39,6 +44,14 @@ class Padding(ImageMethod):
     strength = "share"
     strengths = (0.2, 0.4, 0.6, 0.8, 1.0)
 
+    @classmethod
+    def check(cls, pipeline: DiffusionPipeline) -> None:
+        """Refuse models whose prompt is more than the embedding of one CLIP."""
+        others = [name for name in ("text_encoder_2", "text_encoder_3") if getattr(pipeline, name, None) is not None]
+        if others or "CLIP" not in type(pipeline.text_encoder).__name__:
+            cure = f"Leave out `{cls.name}`."
+            raise InputError("a model with one CLIP text encoder", type(pipeline).__name__, where=cls.name, cure=cure)
+
     def compute(self, prompt_id: str) -> Intervention:
         """The embedding with the padding changed."""
         pipeline = self.evidence.pipeline
@@ -54,7 +67,7 @@ class Padding(ImageMethod):
             embeds[:, changed] = 0
         if self.options.mask_end if self.options.mask_end is not None else is_replaced:
             embeds[:, end] = 0
-        return Intervention(embeds=embeds.to(pipeline.unet.dtype))
+        return Intervention(embeds=embeds.to(denoiser_of(pipeline).dtype))
 
 
 def _token_ids(tokenizer: object, prompt: str) -> tuple[Tensor, int]:

@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
+from fbmem_core.diffusion.denoiser import denoiser_of
+from fbmem_core.diffusion.noise_difference import encode_prompts
 from fbmem_core.errors import InputError
 from fbmem_core.mitigation import METHODS
 from fbmem_core.mitigation.method import Intervention, Method
@@ -73,12 +74,12 @@ class Random(Method):
     def _drawn(self, intervention: Intervention, prompt_id: str, *, is_global: bool = False) -> Intervention:
         of_all, of_prompt = (_generator(name, self.options.seed) for name in ("", prompt_id))
         shared = of_all if is_global else of_prompt
-        unet = self.evidence.pipeline.unet
+        network = self.evidence.network
         return replace(
             intervention,
             factors={layer: _permuted(factor, shared) for layer, factor in intervention.factors.items()},
             weights={
-                name: _pruned_anywhere(unet.get_parameter(name).detach(), weight, of_all)
+                name: _pruned_anywhere(network.get_parameter(name).detach(), weight, of_all)
                 for name, weight in intervention.weights.items()
             },
             embeds=self._moved_embeds(intervention.embeds, prompt_id, of_prompt),
@@ -97,7 +98,7 @@ class Random(Method):
         if not seeds:
             return {}
         known = self.evidence
-        own = FirstStep(known.pipeline, seeds, height=known.height, width=known.width).latents
+        own = denoiser_of(known.pipeline).initial_latents(seeds, height=known.height, width=known.width)
         pairs = zip(seeds, own, strict=True)
         return {
             seed: _moved(latents.flatten()[None], intervention.latents[seed].flatten()[None], generator).view_as(

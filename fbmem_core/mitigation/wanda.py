@@ -15,13 +15,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts
+from fbmem_core.diffusion.guidance import NO_GUIDANCE
+from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts, encode_unconditional
 from fbmem_core.diffusion.seed_agreement import predict_clean_latents
 from fbmem_core.errors import InputError
 from fbmem_core.mitigation.method import NO_INTERVENTION, Intervention, Method
 from fbmem_core.mitigation.options import Count, Options, PositiveShare
 
-_LAYERS = re.compile(r".*\.transformer_blocks\.\d+\.ff\.net\.2")
+_LAYERS = re.compile(r"(?:.*\.)?transformer_blocks\.\d+\.ff\.net\.2")
 
 
 class WandaOptions(Options):
@@ -76,11 +77,11 @@ class Wanda(Method):
     def _pruned(self) -> tuple[Intervention, int]:
         if not self.evidence.memorized:
             return NO_INTERVENTION, 0
-        unet = self.evidence.pipeline.unet
+        network = self.evidence.network
         memorized, empty = self._input_norms([self.evidence.prompts[p] for p in sorted(self.evidence.memorized)])
         weights, num_pruned = {}, 0
         for layer, norms in memorized.items():
-            weight = unet.get_submodule(layer).weight.detach()
+            weight = network.get_submodule(layer).weight.detach()
             mask = torch.zeros_like(weight, dtype=torch.bool)
             for of_memorized, of_empty in zip(norms, empty[layer], strict=True):
                 mask |= pruned_mask(weight, of_memorized, of_empty, sparsity=self.options.sparsity)
@@ -94,24 +95,25 @@ class Wanda(Method):
         size: dict[str, Any] = {"height": known.height, "width": known.width}
         seeds = list(known.seeds)[: self.options.num_seeds]
         latents = FirstStep(known.pipeline, seeds, num_steps=known.num_steps, **size).latents
-        conditions = encode_prompts(known.pipeline, ["", *prompts], **size)
+        conditions = encode_prompts(known.pipeline, prompts, **size)
+        empty = encode_unconditional(known.pipeline, known.guidance.negative_prompt, **size)
         num_steps = math.ceil(self.options.early * known.num_inference_steps)
 
         def run(condition: Conditioning) -> None:
             predict_clean_latents(
                 known.pipeline,
                 latents,
-                (conditions.rows(0), condition),
-                guidance_scale=known.guidance_scale if self.options.guided else 1.0,
+                (empty, condition),
+                guidance=known.guidance if self.options.guided else NO_GUIDANCE,
                 num_inference_steps=known.num_inference_steps,
                 num_steps=num_steps,
             )
 
-        unet, unit_tokens = known.pipeline.unet, self.options.unit_tokens
-        with _summed_squares(unet, num_steps, unit_tokens=unit_tokens) as of_empty:
-            run(conditions.rows(0))
-        with _summed_squares(unet, num_steps, unit_tokens=unit_tokens) as of_memorized:
-            for row in range(1, len(conditions)):
+        network, unit_tokens = known.network, self.options.unit_tokens
+        with _summed_squares(network, num_steps, unit_tokens=unit_tokens) as of_empty:
+            run(empty)
+        with _summed_squares(network, num_steps, unit_tokens=unit_tokens) as of_memorized:
+            for row in range(len(conditions)):
                 run(conditions.rows(row))
         return self._norms(of_memorized, len(prompts)), self._norms(of_empty, 1)
 
@@ -137,14 +139,15 @@ def pruned_mask(weight: Tensor, norms: Tensor, empty_norms: Tensor, *, sparsity:
 
 
 @contextmanager
-def _summed_squares(unet: nn.Module, num_steps: int, *, unit_tokens: bool) -> Iterator[dict[str, Tensor]]:
+def _summed_squares(network: nn.Module, num_steps: int, *, unit_tokens: bool) -> Iterator[dict[str, Tensor]]:
     """Inside the `with`, the squares of the layers' inputs are summed over samples and tokens: by layer [steps, in].
 
     Samplings of `num_steps` passes each are expected, one after the other.
     """
-    layers = [name for name, _ in unet.named_modules() if _LAYERS.fullmatch(name)]
+    layers = [name for name, _ in network.named_modules() if _LAYERS.fullmatch(name)]
     if not layers:
-        raise InputError("a U-Net with transformer blocks", "none", where="its blocks", cure="Leave out `wanda`.")
+        expected = "a network with feed-forward layers beside its attention"
+        raise InputError(expected, "none", where="its blocks", cure="Leave out `wanda`.")
     totals: dict[str, Tensor] = {}
     num_passes = dict.fromkeys(layers, 0)
     with ExitStack() as stack:
@@ -159,5 +162,5 @@ def _summed_squares(unet: nn.Module, num_steps: int, *, unit_tokens: bool) -> It
                 totals[name][num_passes[name] % num_steps] += tokens.square().sum(dim=0)
                 num_passes[name] += 1
 
-            stack.callback(unet.get_submodule(name).register_forward_pre_hook(add).remove)
+            stack.callback(network.get_submodule(name).register_forward_pre_hook(add).remove)
         yield totals

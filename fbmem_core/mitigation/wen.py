@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts
+from fbmem_core.diffusion.gradients import gradients_of
+from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts, encode_unconditional
 from fbmem_core.mitigation.method import NO_INTERVENTION, ImageMethod, Intervention
 from fbmem_core.mitigation.options import Count, Options, Rate, TargetOptions
 from fbmem_core.neurons.hooks import frozen
@@ -56,12 +57,12 @@ class Wen(ImageMethod):
         embeds = condition.embeds.float().requires_grad_()
         optimizer = torch.optim.AdamW([embeds], lr=self.options.learning_rate)
         num_steps, target = 0, self.target
-        with torch.enable_grad(), frozen(step.unet):
+        with torch.enable_grad(), frozen(step.network):
             while num_steps < self.options.max_steps:
-                gap = noise_gap(step, replace(condition, embeds=embeds.to(step.unet.dtype)), empty).mean()
+                gap = noise_gap(step, replace(condition, embeds=embeds.to(step.denoiser.dtype)), empty).mean()
                 if gap.item() <= target:
                     break
-                [embeds.grad] = torch.autograd.grad(gap, [embeds])
+                [embeds.grad] = gradients_of(gap, [embeds], step.denoiser.dtype)
                 embeds.grad[:, 0] = 0
                 optimizer.step()
                 num_steps += 1
@@ -113,8 +114,8 @@ def detection_metric(
 
 
 def unconditional(pipeline: DiffusionPipeline, step: FirstStep, *, height: int, width: int) -> Float[Tensor, "n c h w"]:
-    """Predicted noise for the empty prompt, of each seed."""
-    return step.noise(encode_prompts(pipeline, [""], height=height, width=width))
+    """Predicted noise for the unconditional prompt, of each seed."""
+    return step.noise(encode_unconditional(pipeline, height=height, width=width))
 
 
 def noise_gap(step: FirstStep, condition: Conditioning, empty: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:

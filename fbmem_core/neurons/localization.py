@@ -2,7 +2,7 @@
 
 Two stages, each a sequence of tests: are the noise differences with some neurons switched off still similar to those
 with none switched off, at the same seed? The sequence is the specification. It is answered with fewer and shorter
-passes of the U-Net than one for each test: what comes before the first layer that differs is replayed, a pass asks
+passes of the network than one for each test: what comes before the first layer that differs is replayed, a pass asks
 about several candidates at once, and a candidate is refused by a single seed.
 """
 
@@ -74,7 +74,7 @@ def localize(
         condition: The prompt.
         statistics: Of the layers that are searched, over non-memorized prompts.
         threshold: From which similarity on a prompt counts as memorized; see `calibrate_threshold`.
-        batch_size: Samples in one pass of the U-Net; half as many from then on where memory is too little for them.
+        batch_size: Samples in one pass of the network; half as many from then on where memory is too little for them.
         seed_margin: A shortcut, which may end with other neurons: while those of a layer are refined, seeds that were
             more than this below the allowed similarity are not asked. All are asked when the layer is done; if one
             exceeds it then, the layer is refined again without the shortcut. None: every seed is asked.
@@ -117,7 +117,7 @@ def select_neurons(
 
 def _rounds(step: FirstStep, condition: Conditioning, statistics: ActivationStatistics) -> list[NeuronSet]:
     """What the search for the initial selection switches off, round by round."""
-    found = activations(step.unet, statistics.layers, condition)
+    found = activations(step.denoiser.pipeline, statistics.layers, condition)
     values = {layer: value[0] for layer, value in found.items()}
     scores = {layer: z[0] for layer, z in statistics.z_scores(found).items()}
     num_rounds = round((MAX_Z_SCORE - MIN_Z_SCORE) / Z_SCORE_STEP) + 1
@@ -287,16 +287,16 @@ class BlockedSimilarity:
     def _batch(self, pairs: Sequence[tuple[NeuronSet, int]], recording: Recording) -> Tensor:
         sets, seeds = zip(*pairs, strict=True)
         rows = torch.tensor(seeds, device=self.seeds.device)
-        replayed = replay_segments(self.step.unet, recording, rows)
-        with replayed, scale_neurons(self.step.unet, self._factors(sets)):
+        replayed = replay_segments(self.step.network, recording, rows)
+        with replayed, scale_neurons(self.step.network, self._factors(sets)):
             return self.step.noise_difference(self.condition, self.seeds[rows])
 
     def _record(self, layer: str, common: NeuronSet) -> Recording:
         """What comes before `layer`, for every seed, with the neurons of `common` that lie there switched off."""
         before = NeuronSet.of({name: common.at(name) for name in self.layers[: self.layers.index(layer)]})
         if self._recorded is None or self._recorded[:2] != (layer, before):
-            unet, factors = self.step.unet, self._factors([before] * len(self.seeds))
-            with scale_neurons(unet, factors), record_segments(unet, layer) as recording:
+            network, factors = self.step.network, self._factors([before] * len(self.seeds))
+            with scale_neurons(network, factors), record_segments(network, layer) as recording:
                 self.step.noise(self.condition, self.seeds)
             self._recorded = layer, before, recording
         return self._recorded[2]
@@ -308,7 +308,7 @@ class BlockedSimilarity:
             some = [neurons.at(layer) for neurons in sets]
             if not any(some):
                 continue
-            to_v = self.step.unet.get_submodule(layer)
+            to_v = self.step.network.get_submodule(layer)
             factors = torch.ones(len(sets), to_v.out_features, device=to_v.weight.device, dtype=to_v.weight.dtype)
             for row, indices in enumerate(some):
                 factors[row, sorted(indices)] = 0

@@ -4,7 +4,7 @@ Source: the scripts 2 and 3 of ml-research/localizing_memorization_in_diffusion_
 differ from the paper (arXiv 2406.02366), `localize` follows the paper and this module the scripts:
 
 1. All initial latents of a prompt come from one generator of seed 1; `localize` draws one generator a seed.
-2. The second timestep of the schedule is evaluated on latents that no step has touched (`FirstStep(mode="released")`).
+2. DDIM's second timestep, whatever the pipeline's scheduler, is evaluated on latents that no step has touched.
 3. The outlier score is two-sided, |activation - mean| / stddev.
 4. The search for the initial selection ends when its z-score threshold has become 1, so the last round that is
    evaluated takes neurons beyond 1.25 and the top 15 of each layer; the paper's last round takes 1.0 and 16.
@@ -39,6 +39,9 @@ from fbmem_core.diffusion.noise_difference import (
     scaled,
     window_size,
 )
+from fbmem_core.diffusion.schedule import read_schedule
+from fbmem_core.diffusion.schedule_names import FLOW
+from fbmem_core.errors import InputError
 from fbmem_core.neurons.layers import NeuronSet
 from fbmem_core.neurons.localization import (
     BATCH_SIZE,
@@ -67,8 +70,18 @@ def released_step(pipeline: DiffusionPipeline, *, num_seeds: int, height: int, w
         height: Of the images in px.
         width: Of the images in px.
         num_steps: Of the DDIM schedule, 50 in the scripts.
+
+    Raises:
+        InputError: The model is one of flow matching, for which there is no DDIM schedule.
     """
-    step = FirstStep(pipeline, range(num_seeds), height=height, width=width, mode="released", num_steps=num_steps)
+    from diffusers import DDIMScheduler
+
+    step = FirstStep(pipeline, range(num_seeds), height=height, width=width, num_steps=num_steps)
+    if step.schedule.prediction == FLOW:
+        cure = "Set `neurons.mode: paper`."
+        raise InputError("a model of a noise schedule", "one of flow matching", where="mode `released`", cure=cure)
+    step.schedule = read_schedule(DDIMScheduler.from_config(pipeline.scheduler.config), num_steps)
+    step.step = step.schedule.steps[1]
     drawn = torch.randn(step.latents.shape, generator=torch.Generator("cpu").manual_seed(_SEED))
     step.latents = drawn.to(step.latents)
     return step
@@ -174,7 +187,7 @@ class _Selection:
 
     def __init__(self, step: FirstStep, condition: Conditioning, statistics: ActivationStatistics) -> None:
         self.layers = statistics.layers
-        values = activations(step.unet, self.layers, condition)
+        values = activations(step.denoiser.pipeline, self.layers, condition)
         self._values = {layer: value[0] for layer, value in values.items()}
         self._scores = {layer: z[0].abs() for layer, z in statistics.z_scores(values).items()}
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.guidance import Guidance
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.errors import InputError
 from fbmem_core.mitigation import METHODS
 from fbmem_core.mitigation.fade import Fade, regional_cosine
@@ -29,11 +31,11 @@ def evidence():
     return Evidence(
         pipeline=pipeline, prompts=asked, memorized=frozenset(asked) - {"public-00"}, neurons={},
         clusters={"gormund-0": 0, "gormund-1": 0, "captain_pumice-0": 1, "public-00": 1},
-        layers=value_layers(pipeline.unet),
+        layers=value_layers(pipeline),
         non_memorized=(CANARY / "non_memorized_prompts.txt").read_text("utf-8").splitlines()[:20],
         height=64, width=64, seeds=SEEDS, num_steps=50,
         mattes={name: dict.fromkeys(SEEDS, matte) for name in asked if name != "gormund-1"},
-        guidance_scale=3.0, num_inference_steps=25,
+        guidance=Guidance(3.0), num_inference_steps=25,
     )  # fmt: skip
 
 

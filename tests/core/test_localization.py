@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
 from fbmem_core.neurons.layers import NeuronSet, value_layers
 from fbmem_core.neurons.localization import localize, select_neurons
@@ -36,7 +37,7 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def statistics(pipeline):
-    return activation_statistics(pipeline.unet, value_layers(pipeline.unet), [encode(pipeline, *UNMEMORIZED)])
+    return activation_statistics(pipeline, value_layers(pipeline), [encode(pipeline, *UNMEMORIZED)])
 
 
 def encode(pipeline, *prompts):

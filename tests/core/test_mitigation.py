@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from fbmem_core.audit.config import SamplingConfig
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.guidance import Guidance
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
 from fbmem_core.diffusion.sampling import Request, sample
 from fbmem_core.errors import InputError
@@ -40,7 +42,7 @@ def pipeline(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def layers(pipeline):
-    return value_layers(pipeline.unet)
+    return value_layers(pipeline)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def evidence(pipeline, layers):
         seeds=range(2),
         num_steps=50,
         mattes={},
-        guidance_scale=3.0,
+        guidance=Guidance(3.0),
         num_inference_steps=4,
     )
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.diffusion.noise_difference import encode_prompts, window_size
 from fbmem_core.neurons.layers import value_layers
 from fbmem_core.neurons.released import calibrate_released_threshold, localize_released, released_step
