@@ -17,6 +17,7 @@ from fbmem_assets.stages import (  # noqa: E402
     changes,
     cluster_neurons,
     clusters,
+    detectors,
     generations,
     labels,
     masks,
@@ -28,11 +29,12 @@ from fbmem_assets.stages import (  # noqa: E402
     scores,
     sensitivity,
     similarities,
+    studies,
 )
 
 STAGES = (
-    prompts, generations, masks, neighbors, similarities, labels, agreement, clusters, neurons, cluster_neurons,
-    mitigations, attacks, scores, sensitivity, changes, report,
+    prompts, generations, masks, neighbors, similarities, labels, agreement, detectors, clusters, neurons,
+    cluster_neurons, mitigations, attacks, scores, sensitivity, studies, changes, report,
 )  # fmt: skip
 
 assets = dg.load_assets_from_modules(STAGES)

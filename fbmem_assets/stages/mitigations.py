@@ -278,7 +278,7 @@ def evidence_of(store: AuditStore, key: str) -> "Evidence":
         width=sampling.width,
         seeds=range(sampling.seed, sampling.seed + settings.num_seeds),
         num_steps=settings.num_steps,
-        mattes=_mattes(store, key),
+        mattes=mattes_of(store, key),
         image_seeds=_image_seeds(store, key),
         twin=audit.twin,
         guidance=guidance_of(sampling),
@@ -294,7 +294,7 @@ def _image_seeds(store: AuditStore, key: str) -> dict[str, list[int]]:
     return seeds
 
 
-def _mattes(store: AuditStore, key: str) -> dict[str, dict[int, Any]]:
+def mattes_of(store: AuditStore, key: str) -> dict[str, dict[int, Any]]:
     """By prompt_id and seed, of the first seeds whose matte is decided."""
     import numpy as np
     import torch

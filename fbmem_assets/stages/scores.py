@@ -40,7 +40,7 @@ def mitigation_scores(context: dg.AssetExecutionContext, store: AuditStore) -> d
     key, tables = context.partition_key, store.tables
     scores: list[dict[str, Any]] = []
     transitions: list[dict[str, Any]] = []
-    methods = _before_and_after(store, key)
+    methods = before_and_after(store, key)
     for method, before, after in methods:
         for weights in ("severity", "released") if before else ():
             found = mitigation_score(before, after, weights=weights)  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def _matched_labels(store: AuditStore, key: str) -> pl.DataFrame:
     return both.select(*_IMAGE, "label")
 
 
-def _before_and_after(store: AuditStore, key: str) -> "list[tuple[str, Labels, Labels]]":
+def before_and_after(store: AuditStore, key: str) -> "list[tuple[str, Labels, Labels]]":
     """By method, in the order of the audit file."""
     labels = _matched_labels(store, key)
     of = {

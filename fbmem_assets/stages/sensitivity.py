@@ -1,4 +1,4 @@
-"""Stage scores: how much the number of clusters matters, from the fit of the clusters to the memory that is removed."""
+"""Stage studies: how much the number of clusters matters, from their fit to the memory that is removed."""
 
 from statistics import fmean
 from typing import Any
@@ -12,7 +12,7 @@ from fbmem_assets.stages.clusters import embeddings
 from fbmem_assets.stages.neurons import read_neurons
 from fbmem_core.audit.config import Audit
 
-STAGE = "scores"
+STAGE = "studies"
 
 
 @table_asset(
@@ -39,7 +39,7 @@ def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) ->
     refined, total = read_neurons(store, key), len(tables.read("activation_statistics", key))
     scores = tables.read("mitigation_scores", key).filter(pl.col("weights") == "severity")
     row_of = {row["method"]: row for row in scores.to_dicts()}
-    scored = {n: row_of[name] for n, name in sorted(_method_by_count(audit).items()) if name in row_of}
+    scored = {n: row_of[name] for n, name in sorted(nemo_c_by_count(audit).items()) if name in row_of}
     rows: list[dict[str, Any]] = []
     for count in sorted({*settings.counts, settings.count, *scored}):
         quality = cluster_quality(vectors, count=count)
@@ -67,7 +67,7 @@ def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) ->
     return table_result(store, "cluster_sensitivity", key, table, plot=picture(plot, "by number of clusters"))
 
 
-def _method_by_count(audit: Audit) -> dict[int, str]:
+def nemo_c_by_count(audit: Audit) -> dict[int, str]:
     """By number of clusters, the first `nemo_c` that switches its neurons off."""
     titles: dict[int, str] = {}
     for spec in audit.mitigations.trials():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -14,7 +14,7 @@ from pydantic import (
 
 from fbmem_core.clustering import NUM_CLUSTERS, Encoder
 from fbmem_core.diffusion.settings import Mode, SamplingConfig
-from fbmem_core.evaluation import Attack, Metric
+from fbmem_core.evaluation import Attack, DetectorName, Metric
 from fbmem_core.mitigation.settings import MitigationConfig, TrialSpec, check_titles
 from fbmem_core.neurons import Layers
 from fbmem_core.retrieval.settings import SimilarityConfig
@@ -69,6 +69,18 @@ class AgreementConfig(Section):
     threshold: float = Field(0.75, gt=-1, lt=1)
 
 
+class DetectionConfig(Section):
+    """Which detectors that need no reference are compared, over the first `num_seeds` seeds of the sampling.
+
+    The first `num_calibration_prompts` non-memorized prompts of `neurons` say what is usual, where a detector asks. The
+    two that follow a whole sampling, `wen_all_steps` and `bright_ending`, take as long as the images.
+    """
+
+    detectors: list[DetectorName] = ["wen", "sail", "anisotropy", "seed_agreement"]
+    num_seeds: int = Field(4, ge=2, le=1000)
+    num_calibration_prompts: int = Field(40, ge=20)
+
+
 def _as_mitigation(value: Any) -> Any:
     return {"method": value} if isinstance(value, str) else value
 
@@ -111,7 +123,7 @@ class AdapterConfig(Section):
     """A safetensors file on top of the checkpoint: a LoRA, times `weight`, or a textual inversion and its `token`."""
 
     path: Path
-    kind: Literal[lora, textual_inversion] = "lora"
+    kind: Literal["lora", "textual_inversion"] = "lora"
     weight: float = 1.0
     token: str = ""
 
@@ -122,7 +134,8 @@ class Audit(Section):
     `checkpoint` is a diffusers directory, a Hugging Face id, or a single safetensors file with the directory of
     `config`, which holds the configs of its architecture; `adapters` come on top. `truth`, where given, is the table of
     true labels that the audit checks itself against (columns prompt_id, kind, label, reference_ids).
-    `twin` is a diffusers directory of the same model trained without what may be memorized, for `clean_twin`.
+    `twin` is a diffusers directory of the same model trained without what may be memorized, for `clean_twin`; `policy`
+    is a YAML file that weighs what is copied by the tags of its reference.
     """
 
     name: str = Field(pattern=NAME_PATTERN, max_length=60)
@@ -134,6 +147,7 @@ class Audit(Section):
     references: Path
     truth: Path | None = None
     twin: Path | None = None
+    policy: Path | None = None
     samples_per_prompt: int = Field(5, ge=1, le=10_000)
     samples_by_kind: dict[str, Annotated[int, Field(ge=1, le=10_000)]] = {}
     allow_pickle: bool = False
@@ -141,6 +155,7 @@ class Audit(Section):
     segmentation: SegmentationConfig = SegmentationConfig()
     similarity: SimilarityConfig = SimilarityConfig()
     agreement: AgreementConfig = AgreementConfig()
+    detection: DetectionConfig = DetectionConfig()
     clusters: ClustersConfig = ClustersConfig()
     neurons: NeuronsConfig = NeuronsConfig()
     mitigations: MitigationsConfig = MitigationsConfig()
