@@ -108,7 +108,7 @@ class MitigationsConfig(Section):
 class QualityConfig(Section):
     """By what the images of mitigations are measured; `clip` takes the model and weights of `clusters`."""
 
-    metrics: list[Metric] = ["brisque", "clip"]
+    metrics: list[Metric] = ["clip"]
 
 
 class DiffConfig(Section):

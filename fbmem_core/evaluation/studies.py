@@ -96,13 +96,18 @@ def neuron_sharing(
     ]
     groups = sorted({str(families[prompt]) for prompt in prompts})
 
-    def difference(weight: Mapping[str, int]) -> float:
-        sums = np.zeros((2, 2))
-        for a, b, value in pairs:
-            times = weight[str(families[a])] * weight[str(families[b])]
-            sums[int(clusters[a] == clusters[b])] += times * np.array([value, 1.0])
-        means = sums[:, 0] / np.where(sums[:, 1] > 0, sums[:, 1], np.nan)
-        return float(means[1] - means[0])
+    number = {group: index for index, group in enumerate(groups)}
+    first, second = (np.array([number[str(families[pair[side]])] for pair in pairs], dtype=int) for side in (0, 1))
+    values = np.array([value for _, _, value in pairs])
+    is_same = np.array([clusters[a] == clusters[b] for a, b, _ in pairs], dtype=bool)
+
+    def difference(weights: np.ndarray) -> float:
+        times = weights[first] * weights[second]
+        total, of_same = times.sum(), times[is_same].sum()
+        if not 0 < of_same < total:
+            return np.nan
+        same, other = (times[kind] @ values[kind] for kind in (is_same, ~is_same))
+        return float(same / of_same - other / (total - of_same))
 
     value, low, high = _over_groups(difference, groups, seed)
     if value is None:
@@ -125,9 +130,13 @@ def cluster_agreement(
     prompts = sorted(clusters)
     groups = sorted({str(families[prompt]) for prompt in prompts})
 
-    def index(weight: Mapping[str, int]) -> float:
-        drawn = [prompt for prompt in prompts for _ in range(min(weight[str(families[prompt])], 1))]
-        return float(adjusted_rand_score([str(families[p]) for p in drawn], [clusters[p] for p in drawn]))
+    number = {group: index for index, group in enumerate(groups)}
+    family = np.array([number[str(families[prompt])] for prompt in prompts])
+    cluster = np.array([clusters[prompt] for prompt in prompts])
+
+    def index(weights: np.ndarray) -> float:
+        is_drawn = weights[family] > 0
+        return float(adjusted_rand_score(family[is_drawn], cluster[is_drawn]))
 
     value, low, high = _over_groups(index, groups, seed, num_resamples=200)
     sentence = (
@@ -196,11 +205,7 @@ def consistency(first: Mapping[str, Any], second: Mapping[str, Any], *, quantity
         sentence = f"No prompt has {quantity} in this checkpoint or in {subject}."
         return Finding("consistency", subject, quantity, None, None, None, 0, sentence)
 
-    def mean(weight: Mapping[str, int]) -> float:
-        weights = [weight[prompt] for prompt in shared]
-        return float(np.average(values, weights=weights))
-
-    value, low, high = _over_groups(mean, shared, 0)
+    value, low, high = _mean(values)
     by_chance = _jaccard_by_chance(first, second, shared)
     sentence = (
         f"This checkpoint and {subject} share {value:.2f} {_text(low, high)} of the {quantity} of a prompt; prompts "
@@ -262,25 +267,23 @@ def _jaccard_by_chance(first: Mapping[str, Any], second: Mapping[str, Any], prom
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    names = [str(number) for number in range(len(values))]
-    value, low, high = _over_groups(
-        lambda weight: float(np.average(values, weights=[weight[name] for name in names])), names, 0
-    )
+    numbers = np.asarray(values, dtype=float)
+    value, low, high = _over_groups(lambda weights: float(weights @ numbers / weights.sum()), range(len(values)), 0)
     return value or 0.0, low, high
 
 
 def _over_groups(
-    measure: Callable[[Mapping[str, int]], float], groups: Sequence[str], seed: int, num_resamples: int = NUM_RESAMPLES
+    measure: Callable[[np.ndarray], float], groups: Sequence[Any], seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> tuple[float | None, float | None, float | None]:
-    """A measure of how often each group counts, and its interval over drawn groups."""
-    value = measure(dict.fromkeys(groups, 1)) if groups else np.nan
+    """A measure of how often each group counts [groups], and its interval over drawn groups."""
+    value = measure(np.ones(len(groups), dtype=int)) if groups else np.nan
     if not np.isfinite(value):
         return None, None, None
     if len(groups) < 2:
         return value, None, None
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=num_resamples)
-    values = [measure(dict(zip(groups, row.tolist(), strict=True))) for row in drawn]
+    values = [measure(row) for row in drawn]
     low, high = np.nanpercentile(values, _INTERVAL)
     return value, float(low), float(high)
 

@@ -94,7 +94,7 @@ IMAGE_QUALITY = Table(
         CHECKPOINT,
         METHOD,
         Column("prompts", TEXT, "memorized or non-memorized"),
-        Column("metric", TEXT, "brisque, clip, dbcnn, qalign, diversity or side_effect"),
+        Column("metric", TEXT, "brisque, clip, dbcnn, qalign, diversity, side_effect or twin_similarity"),
         Column("value", REAL, "mean over images, or over prompts for diversity"),
         STDDEV,
         Column("num_images", INTEGER, "images that were measured"),
