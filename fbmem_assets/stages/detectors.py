@@ -8,9 +8,9 @@ import polars as pl
 
 from fbmem_assets.orchestration.resources import AuditStore, track
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
-from fbmem_assets.stages import labels as labels_stage
-from fbmem_assets.stages import mitigations as mitigations_stage
-from fbmem_assets.stages import neurons as neurons_stage
+from fbmem_assets.stages.labels import halves_and_families
+from fbmem_assets.stages.mitigations import mattes_of
+from fbmem_core.audit.results import AuditedCheckpoint
 from fbmem_core.store.tables import digest
 
 if TYPE_CHECKING:
@@ -33,56 +33,52 @@ def detectors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materi
     Memorized are the prompts with an image labelled VM, FM or BM, the others those whose images are all NM. Writes
     `detector_scores` and `detector_masks` too. A detector that cannot look into the model has a reason and no value.
     """
-    key, tables = context.partition_key, store.tables
-    status = {name: _measure(context, store, key, name) for name in store.audit(key)[0].detection.detectors}
-    design = _design(store, key)
-    scores = tables.read("detector_scores", key).join(design, on="prompt_id")
+    audit = store.open(context.partition_key)
+    status = {name: _measure(context, audit, name) for name in audit.config.detection.detectors}
+    scores = audit.read("detector_scores").join(_design(audit), on="prompt_id")
     rows = [_row(name, half, part, status[name]) for name in status for half, part in _halves(scores, name)]
-    tables.write("detectors", key, rows)
-    table = tables.read("detectors", key)
+    audit.write("detectors", rows)
+    table = audit.read("detectors")
     return table_result(
-        store,
+        audit,
         "detectors",
-        key,
         table,
         roc=picture(_roc(scores), "ROC of the test prompts"),
-        masks=markdown_table(tables.read("detector_masks", key).drop("checkpoint").to_dicts()),
+        masks=markdown_table(audit.read("detector_masks").drop("checkpoint").to_dicts()),
     )
 
 
-def _measure(context: dg.AssetExecutionContext, store: AuditStore, key: str, name: str) -> str:
+def _measure(context: dg.AssetExecutionContext, audit: AuditedCheckpoint, name: str) -> str:
     """Score every prompt that is not scored yet; why that cannot be done, if it cannot."""
     from fbmem_core.errors import InputError
     from fbmem_core.evaluation.detectors import DETECTORS
 
-    tables, detector = store.tables, DETECTORS[name]()
-    shard = f"{name}-{digest(_VERSION, *_facts(store, key))}"
+    detector, shard = DETECTORS[name](), f"{name}-{digest(_VERSION, *_facts(audit))}"
     for table in ("detector_scores", "detector_masks"):
-        others = [other for other in tables.shards(table, key) if not other.startswith(f"{name}-") or other == shard]
-        tables.keep_shards(table, key, others)
-    if shard in tables.shards("detector_scores", key) and shard in tables.shards("detector_masks", key):
+        audit.keep_shards(table, [shard], among=f"{name}-*")
+    if shard in audit.shards("detector_scores") & audit.shards("detector_masks"):
         return _MEASURED
     try:
-        rows, maps = _score_prompts(context, store, key, detector)
+        rows, maps = _score_prompts(context, audit, detector)
     except InputError as error:
         return f"not measured: {error}"
-    tables.write("detector_masks", key, _mask_rows(store, key, name, maps), shard=shard)
-    tables.write("detector_scores", key, rows, shard=shard)
+    audit.write("detector_masks", _mask_rows(audit, name, maps), shard=shard)
+    audit.write("detector_scores", rows, shard=shard)
     return _MEASURED
 
 
 def _score_prompts(
-    context: dg.AssetExecutionContext, store: AuditStore, key: str, detector: "Detector"
+    context: dg.AssetExecutionContext, audit: AuditedCheckpoint, detector: "Detector"
 ) -> "tuple[list[dict[str, Any]], dict[tuple[str, int], np.ndarray]]":
     """Rows of scores, and by image the maps of detectors that draw any."""
     from fbmem_core.evaluation.detectors import Subject, measure
 
-    settings, probe = store.audit(key)[0].detection, _probe(store, key)
-    usual = neurons_stage.calibration_prompts(store, key)[: settings.num_calibration_prompts]
+    settings, probe = audit.config.detection, _probe(audit)
+    usual = audit.calibration_prompts()[: settings.num_calibration_prompts]
     detector.calibrate(probe, [Subject(probe.encode([text])) for text in usual])
     rows: list[dict[str, Any]] = []
     maps: dict[tuple[str, int], np.ndarray] = {}
-    subjects = list(_subjects(store, key, probe))
+    subjects = list(_subjects(audit, probe))
     for prompt_id, subject in track(context, subjects, what=f"detector {detector.name}", total=len(subjects)):
         result = measure(detector, probe, subject)
         rows.append({
@@ -95,62 +91,60 @@ def _score_prompts(
     return rows, maps
 
 
-def _probe(store: AuditStore, key: str) -> "Probe":
+def _probe(audit: AuditedCheckpoint) -> "Probe":
     from fbmem_core.diffusion.guidance import guidance_of
     from fbmem_core.evaluation.detectors import Probe
 
-    audit, _ = store.audit(key)
-    sampling = audit.sampling
+    config, sampling = audit.config, audit.config.sampling
     return Probe(
-        pipeline=store.pipeline(key),
-        seeds=range(sampling.seed, sampling.seed + audit.detection.num_seeds),
+        pipeline=audit.pipeline,
+        seeds=range(sampling.seed, sampling.seed + config.detection.num_seeds),
         height=sampling.height,
         width=sampling.width,
         guidance=guidance_of(sampling),
         num_inference_steps=sampling.steps,
-        num_agreement_steps=audit.agreement.num_steps,
+        num_agreement_steps=config.agreement.num_steps,
     )
 
 
-def _subjects(store: AuditStore, key: str, probe: "Probe") -> "Iterator[tuple[str, Subject]]":
+def _subjects(audit: AuditedCheckpoint, probe: "Probe") -> "Iterator[tuple[str, Subject]]":
     """Every prompt; with mattes where its images at all of the protocol's seeds have decided ones."""
     import torch
 
     from fbmem_core.evaluation.detectors import Subject
 
-    mattes = mitigations_stage.mattes_of(store, key)
-    for prompt_id, text in store.tables.read("prompts", key).select("prompt_id", "prompt").iter_rows():
+    mattes = mattes_of(audit)
+    for prompt_id, text in audit.prompts.items():
         own = mattes.get(prompt_id, {})
         decided = [own[seed] for seed in probe.seeds if seed in own]
         whole = torch.stack(decided) if len(decided) == len(probe.seeds) else None
         yield prompt_id, Subject(probe.encode([text]), whole)
 
 
-def _facts(store: AuditStore, key: str) -> list[Any]:
+def _facts(audit: AuditedCheckpoint) -> list[Any]:
     """All that scores and masks depend on."""
-    audit, checkpoint = store.audit(key)
-    tables = store.tables
-    masks = tables.read("masks", key, shard="generation*").select("image_id", "path").sort("image_id")
+    config = audit.config
+    masks = audit.read("masks", shard="generation*").select("image_id", "path").sort("image_id")
     return [
-        checkpoint.fingerprint,
-        tables.read("prompts", key).select("prompt_id", "prompt").rows(),
-        labels_stage.summary_labels(store, key).select("prompt_id", "seed", "label").rows(),
+        audit.checkpoint.fingerprint,
+        audit.prompts,
+        audit.summary_labels().select("prompt_id", "seed", "label").rows(),
         masks.rows(),
-        neurons_stage.calibration_prompts(store, key)[: audit.detection.num_calibration_prompts],
-        audit.detection.model_dump(exclude={"detectors"}),
-        audit.agreement.model_dump(include={"num_steps", "num_seeds"}),
-        audit.sampling.model_dump(exclude={"batch_size", "device"}),
+        audit.calibration_prompts()[: config.detection.num_calibration_prompts],
+        config.detection.model_dump(exclude={"detectors"}),
+        config.agreement.model_dump(include={"num_steps", "num_seeds"}),
+        config.sampling.model_dump(exclude={"batch_size", "device"}),
     ]
 
 
-def _design(store: AuditStore, key: str) -> pl.DataFrame:
+def _design(audit: AuditedCheckpoint) -> pl.DataFrame:
     """By prompt: whether it is memorized, its half, and the group that it is independent by."""
-    labels = labels_stage.summary_labels(store, key)
+    labels = audit.summary_labels()
     memorized = labels.group_by("prompt_id").agg(
         (pl.col("label") != "NM").any().alias("is_memorized"), pl.col("label").is_null().all().alias("is_undecided")
     )
     kept = memorized.filter(~pl.col("is_undecided")).drop("is_undecided").drop_nulls()
-    return kept.join(labels_stage.halves_and_families(store, key), on="prompt_id", how="left").sort("prompt_id")
+    return kept.join(halves_and_families(audit), on="prompt_id", how="left").sort("prompt_id")
 
 
 def _halves(scores: pl.DataFrame, name: str) -> list[tuple[str, pl.DataFrame]]:
@@ -174,15 +168,15 @@ def _row(name: str, half: str, scores: pl.DataFrame, status: str) -> dict[str, A
 
 
 def _mask_rows(
-    store: AuditStore, key: str, name: str, maps: "dict[tuple[str, int], np.ndarray]"
+    audit: AuditedCheckpoint, name: str, maps: "dict[tuple[str, int], np.ndarray]"
 ) -> list[dict[str, Any]]:
     """For each label, IoU of test images at the quantile that development images choose."""
     import numpy as np
 
     from fbmem_core.evaluation.detection import best_threshold, intersection_over_union, mask_of, mean_interval
 
-    design = {row["prompt_id"]: row for row in _design(store, key).iter_rows(named=True)}
-    truths = _copied_regions(store, key, maps)
+    design = {row["prompt_id"]: row for row in _design(audit).iter_rows(named=True)}
+    truths = _copied_regions(audit, maps)
     rows = []
     for label in ("FM", "BM"):
         images = [image for image, (of_image, _) in truths.items() if of_image == label and image[0] in design]
@@ -206,14 +200,14 @@ _HALVES = ("development", "test")
 
 
 def _copied_regions(
-    store: AuditStore, key: str, images: "Sequence[tuple[str, int]] | dict[tuple[str, int], np.ndarray]"
+    audit: AuditedCheckpoint, images: "Sequence[tuple[str, int]] | dict[tuple[str, int], np.ndarray]"
 ) -> "dict[tuple[str, int], tuple[str, np.ndarray]]":
     """By image, its label and where it is a copy, at the size of the maps; of images labelled FM or BM."""
     import torch
     from torch.nn import functional as F
 
-    mattes = mitigations_stage.mattes_of(store, key)
-    labels = labels_stage.summary_labels(store, key).filter(pl.col("label").is_in(["FM", "BM"]))
+    mattes = mattes_of(audit)
+    labels = audit.summary_labels().filter(pl.col("label").is_in(["FM", "BM"]))
     regions = {}
     for prompt_id, seed, label in labels.select("prompt_id", "seed", "label").iter_rows():
         matte = mattes.get(prompt_id, {}).get(seed)

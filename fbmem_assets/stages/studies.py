@@ -9,14 +9,13 @@ import numpy as np
 import polars as pl
 import yaml
 
-from fbmem_assets.orchestration.arms import BASELINE
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
-from fbmem_assets.stages import labels as labels_stage
-from fbmem_assets.stages import mitigations as mitigations_stage
-from fbmem_assets.stages import scores as scores_stage
-from fbmem_assets.stages.neurons import read_neurons
+from fbmem_assets.stages.labels import halves_and_families
+from fbmem_assets.stages.mitigations import mattes_of
+from fbmem_assets.stages.scores import before_and_after
 from fbmem_assets.stages.sensitivity import nemo_c_by_count
+from fbmem_core.audit.results import BASELINE, AuditedCheckpoint
 from fbmem_core.errors import InputError
 from fbmem_core.labels import SEVERITY
 
@@ -33,15 +32,15 @@ def cluster_range(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Ma
     from fbmem_core.evaluation.studies import stable_range
     from fbmem_core.report.plots import line_plot
 
-    key = context.partition_key
-    labels = {name: (before, after) for name, before, after in scores_stage.before_and_after(store, key)}
-    titles = nemo_c_by_count(store.audit(key)[0])
+    audit = store.open(context.partition_key)
+    labels = {name: (before, after) for name, before, after in before_and_after(audit)}
+    titles = nemo_c_by_count(audit.config)
     after = {count: labels[title][1] for count, title in titles.items() if title in labels}
     before = next(iter(labels.values()))[0] if labels else {}
-    rows = store.tables.read("cluster_sensitivity", key).drop_nulls("score").sort("count")
+    rows = audit.read("cluster_sensitivity").drop_nulls("score").sort("count")
     points = {"nemo_c": (rows["count"].to_list(), rows["score"].to_list())}
     plot = line_plot(points, title="Number of clusters", x_label="clusters", label="mitigation score", style="o-")
-    return _result(store, key, "cluster_range", [stable_range(before, after)], plot)
+    return _result(audit, "cluster_range", [stable_range(before, after)], plot)
 
 
 @table_asset(
@@ -56,11 +55,11 @@ def domains(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Material
     from fbmem_core.evaluation.studies import cluster_agreement, neuron_sharing
     from fbmem_core.report.plots import bar_plot
 
-    key = context.partition_key
-    clusters = dict(store.tables.read("prompt_clusters", key).select("prompt_id", "cluster").iter_rows())
-    families = _families(store, key)
-    neurons = read_neurons(store, key)
-    kinds = store.tables.read("prompts", key).select("prompt_id", pl.col("kind").fill_null("")).rows()
+    audit = store.open(context.partition_key)
+    clusters = dict(audit.read("prompt_clusters").select("prompt_id", "cluster").iter_rows())
+    families = _families(audit)
+    neurons = audit.neurons()
+    kinds = audit.read("prompts").select("prompt_id", pl.col("kind").fill_null("")).rows()
     members = {"all prompts": set(clusters)}
     for prompt_id, kind in kinds:
         members.setdefault(f"prompts of kind `{kind}`", set()).add(prompt_id)
@@ -73,7 +72,7 @@ def domains(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Material
             neuron_sharing(found, own, families, subject=subject),
         ]
     shown = {f"{one.subject}, {one.quantity}": one.value for one in findings if one.value is not None}
-    return _result(store, key, "domains", findings, bar_plot(shown, title="Clusters by domain", label="index"))
+    return _result(audit, "domains", findings, bar_plot(shown, title="Clusters by domain", label="index"))
 
 
 @table_asset(
@@ -84,15 +83,15 @@ def foreground_traits(context: dg.AssetExecutionContext, store: AuditStore) -> d
     """One row per mitigation and trait: which copied objects survive it?"""
     from fbmem_core.report.plots import bar_plot
 
-    key = context.partition_key
+    audit = store.open(context.partition_key)
     findings = [
         finding
-        for method, before, after in scores_stage.before_and_after(store, key)
-        for finding in _probe(store, key, method, before, after)
+        for method, before, after in before_and_after(audit)
+        for finding in _probe(audit, method, before, after)
     ]
     shown = {one.subject: one.value for one in findings if one.quantity.startswith("area") and one.value is not None}
     plot = bar_plot(shown, title="Do traits tell which foregrounds survive?", label="area under the ROC curve")
-    return _result(store, key, "foreground_probe", findings, plot)
+    return _result(audit, "foreground_probe", findings, plot)
 
 
 @table_asset(table="studies", stage=STAGE, deps=["neuron_sets", "labels", "one_to_many"], name="checkpoint_consistency")
@@ -101,17 +100,17 @@ def checkpoint_consistency(context: dg.AssetExecutionContext, store: AuditStore)
     from fbmem_core.evaluation.studies import consistency
     from fbmem_core.report.plots import bar_plot
 
-    key = context.partition_key
-    own = _memory(store, key)
+    audit = store.open(context.partition_key)
+    own = _memory(audit)
     findings = [
         consistency(sets, other[quantity], quantity=quantity, subject=partition)
-        for partition in _other_partitions(store, key)
-        for other in [_memory(store, partition)]
+        for partition in _other_partitions(audit)
+        for other in [_memory(store.open(partition))]
         for quantity, sets in own.items()
     ]
     shown = {f"{one.subject} {one.quantity}": one.value for one in findings if one.value is not None}
     plot = bar_plot(shown, title="Shared with other checkpoints", label="mean Jaccard index")
-    return _result(store, key, "consistency", findings, plot)
+    return _result(audit, "consistency", findings, plot)
 
 
 @table_asset(table="studies", stage=STAGE, deps=["labels", "reference_images"], name="policy")
@@ -120,29 +119,28 @@ def policy(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materiali
     from fbmem_core.evaluation.studies import policy_findings
     from fbmem_core.report.plots import bar_plot
 
-    key = context.partition_key
-    audit, _ = store.audit(key)
-    labels = labels_stage.summary_labels(store, key).drop_nulls("label")
+    audit = store.open(context.partition_key)
+    labels = audit.summary_labels().drop_nulls("label")
     severities = {
         prompt_id: float(np.mean([SEVERITY[label] for label in some]))
         for prompt_id, some in labels.group_by("prompt_id").agg("label").iter_rows()
     }
-    tags_of = reference_tags(store, key)
+    tags_of = reference_tags(audit)
     copied = labels.filter(pl.col("label") != "NM").select(
         "prompt_id", pl.concat_list("full_reference_id", "foreground_reference_id", "background_reference_id")
     )
     tags: dict[str, set[str]] = {prompt_id: set() for prompt_id in severities}
     for prompt_id, references in copied.iter_rows():
         tags[prompt_id] |= {tag for name in references if name for tag in tags_of.get(name, ())}
-    weights = read_policy(audit.policy)
+    weights = read_policy(audit.config.policy)
     findings = policy_findings(severities, {prompt: sorted(own) for prompt, own in tags.items()}, weights)
     shown = {one.subject: one.value for one in findings if one.value is not None}
-    return _result(store, key, "policy", findings, bar_plot(shown, title="Severity by tag", label="weighed severity"))
+    return _result(audit, "policy", findings, bar_plot(shown, title="Severity by tag", label="weighed severity"))
 
 
-def reference_tags(store: AuditStore, key: str) -> dict[str, list[str]]:
+def reference_tags(audit: AuditedCheckpoint) -> dict[str, list[str]]:
     """By reference, the tags of its manifest: column `tags` of references.csv, separated by semicolons."""
-    file = store.audit(key)[0].references / "references.csv"
+    file = audit.config.references / "references.csv"
     if not file.is_file():
         return {}
     with file.open(encoding="utf-8-sig", newline="") as lines:
@@ -172,11 +170,11 @@ def read_policy(file: Any) -> dict[str, float]:
     return {str(tag): float(weight) for tag, weight in weights.items()}
 
 
-def _probe(store: AuditStore, key: str, method: str, before: Any, after: Any) -> "list[Finding]":
+def _probe(audit: AuditedCheckpoint, method: str, before: Any, after: Any) -> "list[Finding]":
     """The traits of the foregrounds that were copied, and whether they are still."""
     from fbmem_core.evaluation.studies import foreground_probe
 
-    mattes, families, copies = mitigations_stage.mattes_of(store, key), _families(store, key), _copies(store, key)
+    mattes, families, copies = mattes_of(audit), _families(audit), _copies(audit)
     traits, survived, groups = [], [], []
     for (prompt_id, seed), label in before.items():
         matte = mattes.get(prompt_id, {}).get(seed)
@@ -202,13 +200,13 @@ def _shape(matte: np.ndarray) -> tuple[float, float, float] | None:
     return len(rows) / matte.size, distance, (np.ptp(columns) + 1.0) / (np.ptp(rows) + 1.0)
 
 
-def _families(store: AuditStore, key: str) -> dict[str, str]:
-    return dict(labels_stage.halves_and_families(store, key).select("prompt_id", "family").iter_rows())
+def _families(audit: AuditedCheckpoint) -> dict[str, str]:
+    return dict(labels_stage.halves_and_families(audit).select("prompt_id", "family").iter_rows())
 
 
-def _copies(store: AuditStore, key: str) -> dict[str, float]:
+def _copies(audit: AuditedCheckpoint) -> dict[str, float]:
     """By prompt, how often its images were in the training set, where the truth table says so."""
-    truth = store.audit(key)[0].truth
+    truth = audit.config.truth
     if truth is None:
         return {}
     table = pl.read_csv(truth, infer_schema=False)
@@ -218,13 +216,13 @@ def _copies(store: AuditStore, key: str) -> dict[str, float]:
     return {prompt_id: max(copies, 1.0) for prompt_id, copies in rows}
 
 
-def _memory(store: AuditStore, key: str) -> dict[str, dict[str, Any]]:
+def _memory(audit: AuditedCheckpoint) -> dict[str, dict[str, Any]]:
     """By quantity and prompt, sets that tell what a checkpoint remembers and where."""
-    labels = labels_stage.summary_labels(store, key).drop_nulls("label")
+    labels = audit.summary_labels().drop_nulls("label")
     memorized = labels.group_by("prompt_id").agg((pl.col("label") != "NM").any())
-    texts = dict(store.tables.read("prompts", key).select("prompt_id", "prompt").iter_rows())
-    many = BASELINE.rows(store, "one_to_many", key).select("prompt_id", "reference_ids")
-    neurons = read_neurons(store, key)
+    texts = dict(audit.read("prompts").select("prompt_id", "prompt").iter_rows())
+    many = audit.read("one_to_many", BASELINE).select("prompt_id", "reference_ids")
+    neurons = audit.neurons()
     return {
         "memory": {texts[name]: {"memorized"} if one else set() for name, one in memorized.iter_rows()},
         "matched references": {texts[name]: set(references or ()) for name, references in many.iter_rows()},
@@ -232,17 +230,17 @@ def _memory(store: AuditStore, key: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _other_partitions(store: AuditStore, key: str) -> list[str]:
+def _other_partitions(audit: AuditedCheckpoint) -> list[str]:
     """Checkpoints of this store, audited to their neurons, with prompts of this audit's."""
-    own = set(store.tables.read("prompts", key)["prompt"])
-    partitions = store.tables.partitions("localizations")
-    return [other for other in partitions if other != key and own & set(store.tables.read("prompts", other)["prompt"])]
+    own = set(audit.prompts.values())
+    others = [name for name in audit.store.partitions("localizations") if name != audit.partition]
+    return [name for name in others if own & set(audit.store.read("prompts", name)["prompt"])]
 
 
-def _result(store: AuditStore, key: str, study: str, findings: "list[Finding]", plot: str) -> dg.MaterializeResult:
-    tables = store.tables
-    rows = [finding.row() for finding in findings]
-    tables.write("studies", key, rows, shard=study)
-    table = tables.read("studies", key).filter(study=study)
+def _result(audit: AuditedCheckpoint, study: str, findings: "list[Finding]", plot: str) -> dg.MaterializeResult:
+    audit.write("studies", [finding.row() for finding in findings], shard=study)
+    table = audit.read("studies").filter(study=study)
     sentences = [{"sentence": finding.sentence} for finding in findings]
-    return table_result(store, "studies", key, table, plot=picture(plot, study), sentences=markdown_table(sentences))
+    return table_result(
+        audit, "studies", table, plot=picture(plot, study), sentences=markdown_table(sentences)
+    )
