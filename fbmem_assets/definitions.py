@@ -19,6 +19,7 @@ from fbmem_assets.stages import (  # noqa: E402
     clusters,
     detectors,
     generations,
+    image_quality,
     labels,
     masks,
     mitigations,
@@ -34,7 +35,7 @@ from fbmem_assets.stages import (  # noqa: E402
 
 STAGES = (
     prompts, generations, masks, neighbors, similarities, labels, agreement, detectors, clusters, neurons,
-    cluster_neurons, mitigations, attacks, scores, sensitivity, studies, changes, report,
+    cluster_neurons, mitigations, attacks, scores, image_quality, sensitivity, studies, changes, report,
 )  # fmt: skip
 
 assets = dg.load_assets_from_modules(STAGES)

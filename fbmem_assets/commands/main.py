@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import dagster as dg
     import polars as pl
 
+    from fbmem_core.audit.config import Audit
+
 DEFAULT_AUDIT = Path("data/audits/canary.yaml")
 _INSTANCE_VARIABLE = "FBMEM_DAGSTER"
 _INSTANCE_CONFIG = "telemetry: {enabled: false}\nnux: {enabled: false}\n"
@@ -81,6 +83,7 @@ def audit(file: Path, store: str, until: str | None) -> None:
         raise click.BadParameter(f"expected one of {', '.join(stages)}, but got `{until}`", param_hint="--until")
     resource = AuditStore(root=str(Store(store).root))
     key = register_audit(file, resource.tables, instance)
+    _check_devices(resource.open(key).config)
     click.echo(f"auditing {key}", err=True)
     chosen = stages if until is None else stages[: stages.index(until) + 1]
     parts: list[Any] = [*assets, *checks]
@@ -219,6 +222,14 @@ main.add_command(deactivate)
 main.add_command(mitigations)
 
 
+def _check_devices(config: Audit) -> None:
+    """Refuse a device that is not there before anything is read; torch is asked for named ones alone."""
+    for device in {config.sampling.device, config.similarity.device} - {"auto", "cpu"}:
+        from fbmem_core.diffusion.device import choose_device
+
+        choose_device(device)
+
+
 def _instance(store: str) -> dg.DagsterInstance:
     """The Dagster instance: DAGSTER_HOME, else the project in the current folder, else a small one inside the store
     (of an object store, in the local folder that belongs to it)."""
@@ -266,21 +277,21 @@ def _print_outcome(store: Any, key: str, result: dg.ExecuteInProcessResult, chos
 
     from fbmem_assets.stages.labels import label_table
 
+    audit = store.open(key)
     for evaluation in result.get_asset_check_evaluations():
         if not evaluation.passed:
             facts = ", ".join(f"{name} {value.value}" for name, value in evaluation.metadata.items())
             click.echo(f"check failed: {evaluation.check_name} ({facts})", err=True)
     if "labels" in chosen:
-        rule = store.audit(key)[0].similarity.rule[0]
-        table = label_table(store, key).filter(pl.col("rule") == rule).drop("rule")
+        rule = audit.config.similarity.rule[0]
+        table = label_table(audit).filter(pl.col("rule") == rule).drop("rule")
         click.echo(f"\ngenerations of {key} by kind of prompt and label, rule {rule}")
         _print_table(table)
-    methods = store.audit(key)[0].mitigations.methods
-    if "scores" in chosen and methods:
+    if "scores" in chosen and audit.config.mitigations.methods:
         from fbmem_assets.stages.scores import method_table
 
         click.echo(f"\nmitigations of {key}: score, share of each label among memorized prompts' images, price")
-        _print_table(method_table(store, key))
+        _print_table(method_table(audit))
         click.echo("every method, on more images and under attack: fbmem audit data/audits/canary-mitigations.yaml")
     if "report" in chosen:
         click.echo(f"tables: {store.tables.root / 'fbmem.duckdb'}")

@@ -9,7 +9,7 @@ import polars as pl
 from fbmem_assets.orchestration.resources import AuditStore, track
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_assets.stages.labels import halves_and_families
-from fbmem_assets.stages.mitigations import mattes_of
+from fbmem_assets.stages.trials import mattes_of
 from fbmem_core.audit.results import AuditedCheckpoint
 from fbmem_core.store.tables import digest
 
@@ -167,9 +167,7 @@ def _row(name: str, half: str, scores: pl.DataFrame, status: str) -> dict[str, A
     return row | vars(result)
 
 
-def _mask_rows(
-    audit: AuditedCheckpoint, name: str, maps: "dict[tuple[str, int], np.ndarray]"
-) -> list[dict[str, Any]]:
+def _mask_rows(audit: AuditedCheckpoint, name: str, maps: "dict[tuple[str, int], np.ndarray]") -> list[dict[str, Any]]:
     """For each label, IoU of test images at the quantile that development images choose."""
     import numpy as np
 

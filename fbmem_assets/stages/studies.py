@@ -11,10 +11,9 @@ import yaml
 
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
-from fbmem_assets.stages.labels import halves_and_families
-from fbmem_assets.stages.mitigations import mattes_of
 from fbmem_assets.stages.scores import before_and_after
 from fbmem_assets.stages.sensitivity import nemo_c_by_count
+from fbmem_assets.stages.trials import mattes_of
 from fbmem_core.audit.results import BASELINE, AuditedCheckpoint
 from fbmem_core.errors import InputError
 from fbmem_core.labels import SEVERITY
@@ -85,9 +84,7 @@ def foreground_traits(context: dg.AssetExecutionContext, store: AuditStore) -> d
 
     audit = store.open(context.partition_key)
     findings = [
-        finding
-        for method, before, after in before_and_after(audit)
-        for finding in _probe(audit, method, before, after)
+        finding for method, before, after in before_and_after(audit) for finding in _probe(audit, method, before, after)
     ]
     shown = {one.subject: one.value for one in findings if one.quantity.startswith("area") and one.value is not None}
     plot = bar_plot(shown, title="Do traits tell which foregrounds survive?", label="area under the ROC curve")
@@ -241,6 +238,4 @@ def _result(audit: AuditedCheckpoint, study: str, findings: "list[Finding]", plo
     audit.write("studies", [finding.row() for finding in findings], shard=study)
     table = audit.read("studies").filter(study=study)
     sentences = [{"sentence": finding.sentence} for finding in findings]
-    return table_result(
-        audit, "studies", table, plot=picture(plot, study), sentences=markdown_table(sentences)
-    )
+    return table_result(audit, "studies", table, plot=picture(plot, study), sentences=markdown_table(sentences))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Architecture:
         settings: Of guidance that its call takes besides: `negative_prompt`, `guidance_rescale`.
         native_size: Side in px where the files do not tell it.
         pipeline: The class that it is loaded as; its own where empty.
+        token_limits: Of each tokenizer, the tokens that its encoder reads; 0: as many as the tokenizer says.
     """
 
     denoiser: str
@@ -33,10 +34,12 @@ class Architecture:
     settings: frozenset[str] = frozenset({"negative_prompt"})
     native_size: int | None = None
     pipeline: str = ""
+    token_limits: Mapping[str, int] = field(default_factory=lambda: {"tokenizer": 0})
 
 
 _BOTH = frozenset({"negative_prompt", "guidance_rescale"})
 _NONE: frozenset[str] = frozenset()
+_SD3_TOKENS = {"tokenizer": 77, "tokenizer_2": 77, "tokenizer_3": 256}
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "StableDiffusionPipeline": Architecture("unet:UNet", "unet", 50, 7.5, _BOTH),
@@ -46,12 +49,18 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "StableDiffusionXLPipeline": Architecture("unet:UNetXL", "unet", 50, 5.0, _BOTH),
     "LatentConsistencyModelPipeline": Architecture("unet:UNet", "unet", 4, 8.5, _NONE),
-    "StableDiffusion3Pipeline": Architecture("sd3:SD3", "transformer", 28, 7.0),
-    "FluxPipeline": Architecture("flux:Flux", "transformer", 28, 3.5, _NONE, native_size=1024),
-    "PixArtAlphaPipeline": Architecture("pixart:PixArt", "transformer", 20, 4.5),
-    "PixArtSigmaPipeline": Architecture("pixart:PixArt", "transformer", 20, 4.5),
-    "SanaPipeline": Architecture("sana:Sana", "transformer", 20, 4.5, native_size=1024),
-    "QwenImagePipeline": Architecture("qwen:QwenImage", "transformer", 50, 4.0, native_size=1024),
+    "StableDiffusion3Pipeline": Architecture("sd3:SD3", "transformer", 28, 7.0, token_limits=_SD3_TOKENS),
+    "FluxPipeline": Architecture(
+        "flux:Flux", "transformer", 28, 3.5, _NONE, native_size=1024, token_limits={"tokenizer_2": 512}
+    ),
+    "PixArtAlphaPipeline": Architecture("pixart:PixArt", "transformer", 20, 4.5, token_limits={"tokenizer": 120}),
+    "PixArtSigmaPipeline": Architecture("pixart:PixArt", "transformer", 20, 4.5, token_limits={"tokenizer": 300}),
+    "SanaPipeline": Architecture(
+        "sana:Sana", "transformer", 20, 4.5, native_size=1024, token_limits={"tokenizer": 300}
+    ),
+    "QwenImagePipeline": Architecture(
+        "qwen:QwenImage", "transformer", 50, 4.0, native_size=1024, token_limits={"tokenizer": 1024}
+    ),
 }
 _NEEDS_PICTURE = ("Inpaint", "Img2Img", "Pix2Pix", "ControlNet", "Upscale", "Depth2Img", "ImageVariation", "Edit")
 _TEXT_EMBEDDINGS = (None, "text_time")

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fbmem_core.diffusion.architectures import ARCHITECTURES, check_architecture
+from fbmem_core.diffusion.conditioning import Conditioning
 from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.memory import Batches
 from fbmem_core.diffusion.schedule import Schedule, Step, read_schedule
@@ -30,59 +30,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from PIL import Image
 
-MASK = "mask"  # in `Conditioning.added`: which tokens are no padding
 _ENCODED_TOGETHER = 64
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Encoded prompts: `embeds` [n, tokens, d], and what else the network is told, [n, ...] each, by name."""
-
-    embeds: Tensor
-    added: Mapping[str, Tensor]
-
-    def __len__(self) -> int:
-        return len(self.embeds)
-
-    def rows(self, index: int | slice | Tensor) -> Conditioning:
-        """Some of the prompts."""
-        if isinstance(index, int):
-            index = slice(index, index + 1)
-        return Conditioning(self.embeds[index], {name: value[index] for name, value in self.added.items()})
-
-    def repeat(self, num: int) -> Conditioning:
-        """A single prompt, `num` times."""
-        added = {name: value.expand(num, *value.shape[1:]) for name, value in self.added.items()}
-        return Conditioning(self.embeds.expand(num, -1, -1), added)
-
-    def with_embeds(self, embeds: Float[Tensor, "1 tokens d"]) -> Conditioning:
-        """All prompts with this embedding, whose tokens all count, and what else they are."""
-        added = dict(self.added)
-        if MASK in added and embeds.shape[1] != self.embeds.shape[1]:
-            added[MASK] = added[MASK].new_ones(len(self), embeds.shape[1])
-        return Conditioning(embeds.to(self.embeds).expand(len(self), -1, -1), added)
-
-    def batches(self, size: int) -> Iterator[Conditioning]:
-        """The prompts in turn, at most `size` at once."""
-        return (self.rows(slice(first, first + size)) for first in range(0, len(self), size))
-
-    @classmethod
-    def cat(cls, parts: Sequence[Conditioning]) -> Conditioning:
-        """One after the other; those with a mask are padded to the longest."""
-        longest = max(part.embeds.shape[1] for part in parts)
-        padded = [part._padded(longest) for part in parts]
-        names = padded[0].added
-        return cls(
-            torch.cat([part.embeds for part in padded]),
-            {name: torch.cat([part.added[name] for part in padded]) for name in names},
-        )
-
-    def _padded(self, num_tokens: int) -> Conditioning:
-        missing = num_tokens - self.embeds.shape[1]
-        if not missing:
-            return self
-        mask = nn.functional.pad(self.added[MASK], (0, missing))
-        return Conditioning(nn.functional.pad(self.embeds, (0, 0, 0, missing)), {**self.added, MASK: mask})
 
 
 class Denoiser(ABC):
@@ -328,19 +276,6 @@ class Denoiser(ABC):
         mean = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         return ((mean - shift) * vae.config.scaling_factor).to(self.dtype)
-
-    def num_tokens(self, prompt: str) -> tuple[int, int]:
-        """(tokens of a prompt with its special ones, tokens that are read): where the first is larger, it is cut."""
-        counts = []
-        for tokenizer, limit in self._tokenizers():
-            counts.append((len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"]), limit))
-        return max(counts, key=lambda count: count[1], default=(0, 0))
-
-    def _tokenizers(self) -> list[tuple[Any, int]]:
-        """Each tokenizer with the tokens that its encoder reads."""
-        names = ("tokenizer", "tokenizer_2")
-        tokenizers = [getattr(self.pipeline, name, None) for name in names]
-        return [(tokenizer, int(tokenizer.model_max_length)) for tokenizer in tokenizers if tokenizer is not None]
 
 
 def denoiser_of(pipeline: DiffusionPipeline) -> Denoiser:

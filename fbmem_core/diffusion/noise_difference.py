@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fbmem_core.diffusion.denoiser import Conditioning, denoiser_of
+from fbmem_core.diffusion.conditioning import Conditioning
+from fbmem_core.diffusion.denoiser import denoiser_of
 from fbmem_core.diffusion.schedule import MIN_SIGNAL, clean_from_output, noise_from_output
 from fbmem_core.diffusion.schedule_names import EPSILON
 from fbmem_core.diffusion.settings import Mode

@@ -16,12 +16,12 @@ from PIL import Image
 from fbmem_core.diffusion.denoiser import Denoiser, denoiser_of
 from fbmem_core.diffusion.guidance import guidance_of
 from fbmem_core.diffusion.settings import SamplingConfig
+from fbmem_core.store.images import UNUSABLE
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import Tensor
 
-UNUSABLE = "unusable"  # in an image's `info`: why it holds no picture
 _VERSION = 2  # raise it when the same settings begin to give other images
 
 

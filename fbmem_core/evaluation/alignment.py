@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fbmem_core.diffusion.denoiser import Conditioning, denoiser_of
+from fbmem_core.diffusion.conditioning import Conditioning
+from fbmem_core.diffusion.denoiser import denoiser_of
 from fbmem_core.diffusion.schedule import Step, output_from_both
 from fbmem_core.errors import InputError
 

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fbmem_core.diffusion.denoiser import Conditioning, Denoiser, denoiser_of
+from fbmem_core.diffusion.conditioning import Conditioning
+from fbmem_core.diffusion.denoiser import Denoiser, denoiser_of
 from fbmem_core.diffusion.gradients import gradients_of
 from fbmem_core.diffusion.noise_difference import encode_prompts
 from fbmem_core.diffusion.sampling import Request

@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fbmem_core.diffusion.denoiser import Conditioning, denoiser_of
+from fbmem_core.diffusion.conditioning import Conditioning
+from fbmem_core.diffusion.denoiser import denoiser_of
 from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.schedule import Schedule, Step, clean_from_output, noise_from_output
 from fbmem_core.diffusion.seed_agreement import predict_clean_latents, seed_agreement

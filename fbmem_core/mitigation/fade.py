@@ -19,8 +19,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from fbmem_core.diffusion.conditioning import Conditioning
 from fbmem_core.diffusion.gradients import gradients_of
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts, encode_unconditional
+from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts, encode_unconditional
 from fbmem_core.diffusion.seed_agreement import predict_clean_latents
 from fbmem_core.mitigation.method import Evidence, NeuronMethod
 from fbmem_core.mitigation.options import Count, FactorOptions, Options, PositiveShare

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep
+from fbmem_core.diffusion.conditioning import Conditioning
+from fbmem_core.diffusion.noise_difference import FirstStep
 from fbmem_core.mitigation.initial_noise import LatentMethod, guidance
 from fbmem_core.mitigation.options import Count, Options, Rate, TargetOptions
 

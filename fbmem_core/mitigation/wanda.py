@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fbmem_core.diffusion.conditioning import Conditioning
 from fbmem_core.diffusion.guidance import NO_GUIDANCE
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts, encode_unconditional
+from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts, encode_unconditional
 from fbmem_core.diffusion.seed_agreement import predict_clean_latents
 from fbmem_core.errors import InputError
 from fbmem_core.mitigation.method import NO_INTERVENTION, Intervention, Method

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fbmem_core.diffusion.conditioning import Conditioning
 from fbmem_core.diffusion.gradients import gradients_of
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts, encode_unconditional
+from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts, encode_unconditional
 from fbmem_core.mitigation.method import NO_INTERVENTION, ImageMethod, Intervention
 from fbmem_core.mitigation.options import Count, Options, Rate, TargetOptions
 from fbmem_core.neurons.hooks import frozen

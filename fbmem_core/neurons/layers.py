@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fbmem_core.diffusion.denoiser import denoiser_of, no_value_layers
 from fbmem_core.neurons import Layers
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ def value_layers(pipeline: DiffusionPipeline, layers: Layers = "released") -> tu
     Raises:
         InputError: The network has none.
     """
+    from fbmem_core.diffusion.denoiser import denoiser_of, no_value_layers
+
     denoiser = denoiser_of(pipeline)
     names = denoiser.value_layers(layers)
     if not names:

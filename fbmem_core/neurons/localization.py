@@ -15,8 +15,9 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
+from fbmem_core.diffusion.conditioning import Conditioning
 from fbmem_core.diffusion.memory import smaller_batch
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, difference_similarity, pairwise_similarity
+from fbmem_core.diffusion.noise_difference import FirstStep, difference_similarity, pairwise_similarity
 from fbmem_core.neurons.hooks import scale_neurons
 from fbmem_core.neurons.layers import NO_NEURONS, NeuronSet
 from fbmem_core.neurons.replay import Recording, record_segments, replay_segments

@@ -31,9 +31,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fbmem_core.diffusion.conditioning import Conditioning
 from fbmem_core.diffusion.noise_difference import (
     SCALE_WEIGHTS,
-    Conditioning,
     FirstStep,
     gaussian_sigma,
     scaled,

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fbmem_core.diffusion.denoiser import MASK, Conditioning, denoiser_of
+from fbmem_core.diffusion.conditioning import MASK, Conditioning
+from fbmem_core.diffusion.denoiser import denoiser_of
 from fbmem_core.diffusion.noise_difference import FirstStep, pairwise_similarity
 from fbmem_core.errors import InputError
 from fbmem_core.neurons.layers import layer_sizes

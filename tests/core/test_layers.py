@@ -20,7 +20,9 @@ def unet(**changes):
 def layers_of(network, layers="released"):
     """Of a pipeline with this network and nothing else."""
     parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-    pipeline = StableDiffusionPipeline(unet=network, scheduler=DDIMScheduler(), requires_safety_checker=False, **parts)
+    pipeline = StableDiffusionPipeline(
+        unet=network, scheduler=DDIMScheduler(clip_sample=False, steps_offset=1), requires_safety_checker=False, **parts
+    )
     return value_layers(pipeline, layers)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fbmem_core.diffusion.denoiser import Conditioning, Denoiser
+from fbmem_core.diffusion.conditioning import Conditioning
+from fbmem_core.diffusion.denoiser import Denoiser
 from fbmem_core.diffusion.families.sd3 import flow_shift
 from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.schedule import Step
@@ -59,9 +60,6 @@ class Flux(Denoiser):
     def embed_arguments(self, condition: Conditioning, guidance: Guidance) -> dict[str, Any]:
         """Both texts."""
         return {"prompt_embeds": condition.embeds, "pooled_prompt_embeds": condition.added[_POOLED]}
-
-    def _tokenizers(self) -> list[tuple[Any, int]]:
-        return [(self.pipeline.tokenizer_2, _MAX_TOKENS)]
 
 
 def packed_step_settings(config: Any, num_inference_steps: int, shape: tuple[int, int, int]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fbmem_core.diffusion.denoiser import MASK, Conditioning, Denoiser
+from fbmem_core.diffusion.conditioning import MASK, Conditioning
+from fbmem_core.diffusion.denoiser import Denoiser
 from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.schedule import Step
 
@@ -73,9 +74,6 @@ class PixArt(Denoiser):
     def embed_arguments(self, condition: Conditioning, guidance: Guidance) -> dict[str, Any]:
         """The text and its mask; the empty one beside it is the pipeline's own."""
         return masked_arguments(self, condition, guidance)
-
-    def _tokenizers(self) -> list[tuple[Any, int]]:
-        return [(self.pipeline.tokenizer, defaults(self.pipeline, ["max_sequence_length"])["max_sequence_length"])]
 
 
 def defaults(pipeline: Any, names: Any) -> dict[str, Any]:

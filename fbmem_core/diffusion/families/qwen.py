@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fbmem_core.diffusion.denoiser import MASK, Conditioning, Denoiser
+from fbmem_core.diffusion.conditioning import MASK, Conditioning
+from fbmem_core.diffusion.denoiser import Denoiser
 from fbmem_core.diffusion.families.flux import pack, packed_step_settings, unpack
 from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.schedule import Step
@@ -86,6 +87,3 @@ class QwenImage(Denoiser):
             for value in (vae.config.latents_mean, vae.config.latents_std)
         )
         return ((mean - shift) / scale).to(self.dtype)
-
-    def _tokenizers(self) -> list[tuple[Any, int]]:
-        return [(self.pipeline.tokenizer, int(self.pipeline.tokenizer_max_length))]

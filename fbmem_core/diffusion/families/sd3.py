@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fbmem_core.diffusion.denoiser import Conditioning, Denoiser
+from fbmem_core.diffusion.conditioning import Conditioning
+from fbmem_core.diffusion.denoiser import Denoiser
 from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.schedule import Step
 
@@ -58,12 +59,6 @@ class SD3(Denoiser):
     def embed_arguments(self, condition: Conditioning, guidance: Guidance) -> dict[str, Any]:
         """Both texts."""
         return {"prompt_embeds": condition.embeds, "pooled_prompt_embeds": condition.added[_POOLED]}
-
-    def _tokenizers(self) -> list[tuple[Any, int]]:
-        read = [(getattr(self.pipeline, name, None), 77) for name in ("tokenizer", "tokenizer_2")]
-        if getattr(self.pipeline, "text_encoder_3", None) is not None:
-            read.append((self.pipeline.tokenizer_3, 256))
-        return [(tokenizer, limit) for tokenizer, limit in read if tokenizer is not None]
 
 
 def flow_shift(config: Any, num_tokens: int, max_shift: float) -> float:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fbmem_core.diffusion.denoiser import Conditioning, Denoiser
+from fbmem_core.diffusion.conditioning import Conditioning
+from fbmem_core.diffusion.denoiser import Denoiser
 from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.schedule import Step
 
