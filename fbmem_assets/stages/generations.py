@@ -91,13 +91,11 @@ def write_generations(audit: AuditedCheckpoint, arm: Arm, wanted: "Sequence[Want
         image = open_image(audit.store, path)
         row: dict[str, Any] = {"method": method, "prompt_id": request.prompt_id, "seed": request.seed, "path": path}
         if reason := image.info.get(UNUSABLE):
-            rejected.append(
-                {"stage": arm.stage(STAGE), "item": ImageKey(*list(row.values())[:3]).image_id, "reason": reason}
-            )
+            item = ImageKey(method, request.prompt_id, request.seed).image_id
+            rejected.append({"stage": arm.stage(STAGE), "item": item, "reason": reason})
             continue
-        rows.append(
-            {**row, "sha256": file_sha256(audit.store.root / path), "width": image.width, "height": image.height}
-        )
+        row |= {"sha256": file_sha256(audit.store.root / path), "width": image.width, "height": image.height}
+        rows.append(row)
     audit.write("generations", rows, shard=arm.shard)
     audit.write("rejected", rejected, shard=f"generations-{arm.shard}")
     if rejected and not rows and not arm.is_mitigated:
