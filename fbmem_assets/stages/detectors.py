@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
+from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore, track
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_assets.stages.labels import halves_and_families
@@ -46,6 +47,17 @@ def detectors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materi
         roc=picture(_roc(scores), "ROC of the test prompts"),
         masks=markdown_table(audit.read("detector_masks").drop("checkpoint").to_dicts()),
     )
+
+
+@dg.asset_check(asset=detectors, partitions_def=checkpoint_partitions)
+def every_prompt_is_scored(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+    """Every detector that can look into the model has scored every prompt."""
+    audit = store.open(context.partition_key)
+    measured = audit.read("detectors").filter(~pl.col("status").str.contains("Expected"))["detector"].unique()
+    scored = audit.read("detector_scores").group_by("detector").len()
+    counts = dict(scored.iter_rows())
+    missing = {name: len(audit.prompts) - counts.get(name, 0) for name in measured}
+    return dg.AssetCheckResult(passed=not any(missing.values()), metadata={"prompts without a score": str(missing)})
 
 
 def _measure(context: dg.AssetExecutionContext, audit: AuditedCheckpoint, name: str) -> str:
