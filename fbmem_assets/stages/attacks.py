@@ -11,8 +11,8 @@ from PIL import Image
 
 from fbmem_assets.orchestration.resources import AuditStore, segmenter_of, track
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
-from fbmem_assets.stages.mitigations import Trial, trials_of
 from fbmem_assets.stages.neighbors import reference_planes
+from fbmem_assets.stages.trials import Trial, trials_of
 from fbmem_core.audit.results import BASELINE, MITIGATED, AuditedCheckpoint
 from fbmem_core.evaluation import Attack
 from fbmem_core.labels import SEVERITY
@@ -46,6 +46,7 @@ def attacks(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Material
     jobs = {
         f"{trial.shard}-{attack}-{digest(_VERSION, row, settings)}": (trial, attack, row)
         for trial in trials_of(audit).values()
+        if trial.spec.strength is None and not trial.spec.draw
         for attack in audit.config.mitigations.attacks
         for row in rows_of[attack]
     }

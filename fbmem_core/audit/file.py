@@ -56,7 +56,7 @@ def dump_audit(audit: Audit) -> str:
 def _resolve_paths(audit: Audit, file: Path) -> Audit:
     folder = file.parent.resolve()
     changes: dict[str, Any] = {}
-    for key in ("prompts", "references", "truth", "config"):
+    for key in ("prompts", "references", "truth", "twin", "policy", "config"):
         value = getattr(audit, key)
         if value is None:
             continue

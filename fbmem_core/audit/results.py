@@ -189,8 +189,8 @@ class AuditedCheckpoint:
 
     @property
     def method_names(self) -> list[str]:
-        """Names of the mitigations, in the order of the audit file."""
-        return [method.title for method in self.config.mitigations.methods]
+        """Titles of the mitigations at every strength and draw, in the order of the audit file."""
+        return [trial.title for trial in self.config.mitigations.trials()]
 
     def neurons(self, stage: str = "refined") -> dict[str, NeuronSet]:
         """The value neurons of each prompt that has any, by prompt_id; `stage` is initial or refined."""
