@@ -17,7 +17,9 @@ from fbmem_assets.stages import (  # noqa: E402
     changes,
     cluster_neurons,
     clusters,
+    detectors,
     generations,
+    image_quality,
     labels,
     masks,
     mitigations,
@@ -28,11 +30,12 @@ from fbmem_assets.stages import (  # noqa: E402
     scores,
     sensitivity,
     similarities,
+    studies,
 )
 
 STAGES = (
-    prompts, generations, masks, neighbors, similarities, labels, agreement, clusters, neurons, cluster_neurons,
-    mitigations, attacks, scores, sensitivity, changes, report,
+    prompts, generations, masks, neighbors, similarities, labels, agreement, detectors, clusters, neurons,
+    cluster_neurons, mitigations, attacks, scores, image_quality, sensitivity, studies, changes, report,
 )  # fmt: skip
 
 

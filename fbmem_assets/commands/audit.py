@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from fbmem_assets.orchestration.resources import AuditStore
+    from fbmem_core.audit.config import Audit
 
 DEFAULT_AUDIT = Path("data/audits/canary.yaml")
 FAILED, BAD_INPUT, CHECK_FAILED, REACHED, STOPPED = 1, 2, 3, 4, 130  # the last as shells call an interrupt
@@ -62,6 +63,7 @@ def audit(file: Path, store: str, until: str | None, fail_on: tuple[str, ...]) -
     chosen = stages if until is None else stages[: stages.index(until) + 1]
     resource = AuditStore(root=str(Store(store).root))
     key = register_audit(file, resource.tables, instance)
+    _check_devices(resource.open(key).config)
     click.echo(f"auditing {key}", err=True)
     end_dead_runs(instance, resource.locks)
     holder = f"{socket.gethostname()} process {os.getpid()}"
@@ -81,6 +83,14 @@ def audit(file: Path, store: str, until: str | None, fail_on: tuple[str, ...]) -
         status = _gate(resource, key, fail_on)
     if status:
         sys.exit(status)
+
+
+def _check_devices(config: Audit) -> None:
+    """Refuse a device that is not there before anything is read; torch is asked for named ones alone."""
+    for device in {config.sampling.device, config.similarity.device} - {"auto", "cpu"}:
+        from fbmem_core.diffusion.device import choose_device
+
+        choose_device(device)
 
 
 def _explain(result: dg.ExecuteInProcessResult) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
@@ -26,9 +26,6 @@ from fbmem_core.audit.file import parse_similarity
 from fbmem_core.errors import FbmemError, InputError
 from fbmem_core.labels import Rule
 from fbmem_core.similarity import Masking
-
-if TYPE_CHECKING:
-    pass
 
 
 class _Command(click.Group):

@@ -96,7 +96,7 @@ def _shards(audit: AuditedCheckpoint) -> dict[str, pl.DataFrame]:
     masks = audit.read("masks", shard="generation*")
     usable = dict(masks.filter(pl.col("path").is_not_null()).select("image_id", "path").iter_rows())
     texts = dict(audit.read("prompts").select("prompt_id", "prompt").iter_rows())
-    sampling = audit.config.sampling.model_dump(include={"steps", "guidance_scale", "height", "width", "dtype"})
+    sampling = audit.config.sampling.of_images()
     shards = {}
     generations = audit.read("generations", BASELINE).with_columns(
         pl.struct("method", "prompt_id", "seed")
@@ -118,18 +118,21 @@ def _agreement(audit: AuditedCheckpoint, rows: pl.DataFrame) -> Any:
     import numpy as np
     import torch
 
-    from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
+    from fbmem_core.diffusion.guidance import guidance_of
+    from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts, encode_unconditional
     from fbmem_core.diffusion.seed_agreement import predict_clean_latents, seed_agreement
 
     sampling = audit.config.sampling
     size: dict[str, Any] = {"height": sampling.height, "width": sampling.width}
     pipeline = audit.pipeline
-    empty, prompt = (encode_prompts(pipeline, [text], **size) for text in ("", rows["prompt"][0]))
+    guidance = guidance_of(sampling)
+    empty = encode_unconditional(pipeline, guidance.negative_prompt, **size)
+    prompt = encode_prompts(pipeline, [rows["prompt"][0]], **size)
     latents = predict_clean_latents(
         pipeline,
         FirstStep(pipeline, rows["seed"].to_list(), **size).latents,
         (empty, prompt),
-        guidance_scale=sampling.guidance_scale,
+        guidance=guidance,
         num_inference_steps=sampling.steps,
         num_steps=min(audit.config.agreement.num_steps, sampling.steps),
     )[-1]

@@ -12,13 +12,13 @@ from PIL import Image
 from fbmem_assets.orchestration.progress import track
 from fbmem_assets.orchestration.resources import AuditStore, segmenter_of
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
-from fbmem_assets.stages.mitigations import Trial, trials_of
 from fbmem_assets.stages.neighbors import reference_planes
+from fbmem_assets.stages.trials import Trial, trials_of
 from fbmem_core.audit.results import BASELINE, MITIGATED, AuditedCheckpoint
 from fbmem_core.evaluation import Attack
 from fbmem_core.labels import SEVERITY
 from fbmem_core.similarity import SIMILARITIES
-from fbmem_core.store.images import image_path, save_png
+from fbmem_core.store.images import UNUSABLE, image_path, save_png
 from fbmem_core.store.tables import digest
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def attacks(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Material
     jobs = {
         f"{trial.shard}-{attack}-{digest(_VERSION, row, settings)}": (trial, attack, row)
         for trial in trials_of(audit).values()
+        if trial.spec.strength is None and not trial.spec.draw
         for attack in audit.config.mitigations.attacks
         for row in rows_of[attack]
     }
@@ -105,7 +106,8 @@ def _strangers(audit: AuditedCheckpoint) -> list[str]:
 def _attack(audit: AuditedCheckpoint, trial: Trial, attack: Attack, row: dict[str, Any]) -> list[dict[str, Any]]:
     """One row; none where the cluster has no other prompt."""
     sample = _paraphrased if attack == "paraphrase" else _adversarial
-    images = [image for _, image in sample(audit, trial, row)]
+    # what holds no picture shows nothing, neither a return nor its absence
+    images = [image for _, image in sample(audit, trial, row) if UNUSABLE not in image.info]
     if not images:
         return []
     only = row["reference"] if attack == "control" else None
@@ -151,7 +153,9 @@ def _adversarial(audit: AuditedCheckpoint, trial: Trial, row: dict[str, Any]) ->
         for n in range(audit.config.mitigations.attempts)
     ]
     for start in starting_embeddings(known.pipeline, known.prompts[prompt_id], size):
-        found = adversarial_embedding(known.pipeline, picture, intervention, start=start)
+        found = adversarial_embedding(
+            known.pipeline, picture, intervention, start=start, prompt=known.prompts[prompt_id]
+        )
         attacked = {prompt_id: replace(intervention, embeds=found)}
         yield from sample_mitigated(known.pipeline, some, sampling, attacked)
 

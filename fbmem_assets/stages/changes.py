@@ -142,7 +142,7 @@ def _differing(*audits: AuditedCheckpoint) -> list[str]:
 
 def _settings(audit: AuditedCheckpoint) -> dict[str, Any]:
     found = {"references": str(audit.config.references), "segmentation.model": audit.config.segmentation.model}
-    sampling = audit.config.sampling.model_dump(include={"steps", "guidance_scale", "height", "width", "dtype"})
+    sampling = audit.config.sampling.of_images()
     similarity = audit.config.similarity.model_dump(include={"size", "tau", "beta"})
     similarity |= {"masking": audit.config.similarity.masking[0], "rule": audit.config.similarity.rule[0]}
     found |= {f"sampling.{name}": value for name, value in sampling.items()}

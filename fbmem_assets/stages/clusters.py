@@ -52,7 +52,7 @@ def prompt_clusters(context: dg.AssetExecutionContext, store: AuditStore) -> dg.
 def embeddings(audit: AuditedCheckpoint) -> "np.ndarray":
     """The text embedding of every prompt of the partition, [n, d], in the order of the table."""
     from fbmem_core.clustering import open_clip_embeddings, pipeline_embeddings
-    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.diffusion.device import choose_device
 
     prompts = audit.read("prompts")["prompt"].to_list()
     settings = audit.config.clusters

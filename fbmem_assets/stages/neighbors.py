@@ -135,7 +135,7 @@ def generation_set(audit: AuditedCheckpoint, rows: pl.DataFrame) -> "ImageSet":
 
 def reference_planes(audit: AuditedCheckpoint, arm: Arm) -> "dict[str, Planes]":
     """The usable references as each region definition of the pass compares them, kept on disk beside the tables."""
-    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.diffusion.device import choose_device
     from fbmem_core.retrieval.image_sets import Planes, load_image_set
 
     settings = audit.config.similarity
@@ -154,7 +154,7 @@ def _prefilter(audit: AuditedCheckpoint, references: "Mapping[str, Planes]") -> 
     settings, sampling = audit.config.similarity, audit.config.sampling
     if settings.prefilter == "none":
         return None
-    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.diffusion.device import choose_device
     from fbmem_core.retrieval.descriptors import Descriptor, load_descriptor
     from fbmem_core.retrieval.descriptors.latents import Latents
     from fbmem_core.retrieval.descriptors.open_clip import OpenClip

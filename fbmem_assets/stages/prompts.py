@@ -42,6 +42,27 @@ def prompt_set(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
     )
 
 
+@dg.asset_check(asset=prompt_set, partitions_def=checkpoint_partitions)
+def every_prompt_is_read_to_its_end(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+    """No prompt has more tokens than the model's text encoder reads: two that differ behind those give equal images."""
+    from fbmem_core.diffusion.tokens import count_tokens
+
+    audit = store.open(context.partition_key)
+    prompts = audit.prompts
+    counts, limit = count_tokens(audit.checkpoint.directory, audit.checkpoint.architecture, list(prompts.values()))
+    cut = [prompt_id for prompt_id, count in zip(prompts, counts, strict=True) if count > limit]
+    return dg.AssetCheckResult(
+        passed=not cut,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "prompts that are cut": len(cut),
+            "tokens that are read": limit,
+            "longest": max(counts, default=0),
+            "prompt ids": ", ".join(cut[:20]) or "none",
+        },
+    )
+
+
 @table_asset(table="reference_images", stage=STAGE)
 def reference_images(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per reference image, with its status: ok, missing, unreadable, placeholder or duplicate."""

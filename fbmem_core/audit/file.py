@@ -56,19 +56,22 @@ def dump_audit(audit: Audit) -> str:
 def _resolve_paths(audit: Audit, file: Path) -> Audit:
     folder = file.parent.resolve()
     changes: dict[str, Any] = {}
-    for key in ("prompts", "references", "truth"):
+    for key in ("prompts", "references", "truth", "twin", "policy", "config"):
         value = getattr(audit, key)
         if value is None:
             continue
-        changes[key] = folder / value
+        changes[key] = folder / value.expanduser()
         if not _exists(changes[key]):
             raise InputError(f"{key} to be an existing path", f"`{value}`", where=file, cure=_relative_cure(key))
     if _is_path(audit.checkpoint, folder):
         directory = folder / Path(audit.checkpoint).expanduser()
-        if not (_exists(directory) and directory.is_dir()):
+        if not (_exists(directory) and (directory.is_dir() or directory.suffix == ".safetensors")):
             cure = _relative_cure("checkpoint") + " A Hugging Face id has the form owner/name."
             raise InputError("checkpoint to be a diffusers directory", f"`{audit.checkpoint}`", where=file, cure=cure)
         changes["checkpoint"] = str(directory.resolve())
+    changes["adapters"] = [
+        adapter.model_copy(update={"path": _existing("adapters", adapter.path, file)}) for adapter in audit.adapters
+    ]
     return audit.model_copy(update=changes | _resolve_sections(audit, file))
 
 
