@@ -17,7 +17,9 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PROMPT_WITH_MARKUP = "an owl <script>alert('owl')</script> & a \"cat\""
 # prompt_id, text, and per seed (label, full, foreground, background, reference)
 DRAWN = (
-    ("owl", PROMPT_WITH_MARKUP, [("VM", 0.95, 0.9, 0.97, "r0"), ("VM", 0.9, 0.9, 0.9, "r0"), ("NM", 0.7, 0.75, 0.3, "r0")]),
+    ("owl", PROMPT_WITH_MARKUP, [
+        ("VM", 0.95, 0.9, 0.97, "r0"), ("VM", 0.9, 0.9, 0.9, "r0"), ("NM", 0.7, 0.75, 0.3, "r0"),
+    ]),
     ("mug", "a mug", [("FM", 0.4, 0.9, 0.2, "r1"), ("FM", 0.3, 0.82, 0.1, "r2"), (None, 0.2, None, None, "r1")]),
     ("bay", "a bay", [("BM", 0.5, 0.1, 0.93, "r1"), ("NM", 0.2, 0.1, 0.2, "r1"), ("NM", 0.2, 0.1, 0.2, "r1")]),
     ("sky", "a sky", [("NM", 0.1, 0.2, 0.3, "r1"), ("NM", 0.1, 0.1, 0.2, "r2"), ("NM", 0.2, 0.1, 0.1, "r0")]),
