@@ -211,14 +211,22 @@ def _localize(
     if settings.mode == "released":
         return localize_released(step, condition, statistics, threshold=threshold, batch_size=batch_size)
     return localize(
-        step, condition, statistics, threshold=threshold, batch_size=batch_size, seed_margin=settings.seed_margin
+        step,
+        condition,
+        statistics,
+        threshold=threshold,
+        batch_size=batch_size,
+        seed_margin=settings.seed_margin,
+        search=settings.search,
     )
 
 
 def _shards(audit: AuditedCheckpoint) -> list[tuple[str, str, str]]:
     """(shard, prompt_id, prompt): the shard's name changes with everything that the neurons depend on."""
     sampling = audit.config.sampling.model_dump(include={"seed", "height", "width", "dtype"})
-    settings = audit.config.neurons.model_dump(include={"layers", "mode", "num_seeds", "num_steps", "seed_margin"})
+    settings = audit.config.neurons.model_dump(
+        include={"layers", "mode", "num_seeds", "num_steps", "seed_margin", "search"}
+    )
     facts = [audit.data_version(name) for name in ("activation_statistics", "similarity_thresholds")]
     found = []
     for prompt_id, text in audit.read("prompts").select("prompt_id", "prompt").iter_rows():

@@ -16,7 +16,7 @@ from fbmem_core.clustering import NUM_CLUSTERS, Encoder
 from fbmem_core.diffusion.settings import Mode, SamplingConfig
 from fbmem_core.evaluation import Attack, DetectorName, Metric
 from fbmem_core.mitigation.settings import MitigationConfig, TrialSpec, check_titles
-from fbmem_core.neurons import Layers
+from fbmem_core.neurons import Layers, Search
 from fbmem_core.retrieval.settings import SimilarityConfig
 from fbmem_core.settings import Section
 
@@ -45,6 +45,7 @@ class NeuronsConfig(Section):
 
     `non_memorized_prompts` is the file of prompts over which usual activations and the threshold are measured; without
     it those prompts of the audit count whose images are all labelled NM. `threshold` in the place of a calibrated one.
+    `search` drops the neurons of a layer in groups, or `exact`ly one by one as NeMo does.
     """
 
     non_memorized_prompts: Path | None = None
@@ -55,6 +56,7 @@ class NeuronsConfig(Section):
     num_threshold_prompts: int = Field(100, ge=20)
     threshold: float | None = Field(None, gt=0, lt=1)
     seed_margin: float | None = Field(None, ge=0, le=1)
+    search: Search = "groups"
     batch_size: int = Field(16, ge=1)
 
 

@@ -18,8 +18,10 @@ from torch import Tensor
 from fbmem_core.diffusion.conditioning import Conditioning
 from fbmem_core.diffusion.memory import smaller_batch
 from fbmem_core.diffusion.noise_difference import FirstStep, difference_similarity, pairwise_similarity
+from fbmem_core.neurons import Search
 from fbmem_core.neurons.hooks import scale_neurons
 from fbmem_core.neurons.layers import NO_NEURONS, NeuronSet
+from fbmem_core.neurons.refinement import refine_in_groups
 from fbmem_core.neurons.replay import Recording, record_segments, replay_segments
 from fbmem_core.neurons.statistics import ActivationStatistics, activations
 
@@ -67,6 +69,7 @@ def localize(
     threshold: float,
     batch_size: int = BATCH_SIZE,
     seed_margin: float | None = None,
+    search: Search = "groups",
 ) -> Localization:
     """Find the neurons behind one prompt.
 
@@ -79,6 +82,7 @@ def localize(
         seed_margin: A shortcut, which may end with other neurons: while those of a layer are refined, seeds that were
             more than this below the allowed similarity are not asked. All are asked when the layer is done; if one
             exceeds it then, the layer is refined again without the shortcut. None: every seed is asked.
+        search: `groups` drops neurons of a layer in groups, see `refinement`; `exact` is NeMo's sequence, one by one.
     """
     differences = step.noise_difference(condition)
     of_seed = pairwise_similarity(differences).amax(dim=1)
@@ -91,7 +95,7 @@ def localize(
     number, initial_similarity = _search(test, rounds, threshold)
     initial, is_reached = rounds[number], initial_similarity <= threshold
     allowed = threshold if is_reached else initial_similarity
-    refined = _refine(test, initial, allowed, seed_margin)
+    refined = _refine(test, initial, allowed, (seed_margin, search))
     return Localization(
         similarity, len(seeds), initial, refined, initial_similarity, test.highest([refined])[0], allowed, is_reached,
         MAX_Z_SCORE - number * Z_SCORE_STEP, number,
@@ -145,8 +149,12 @@ def _search(test: BlockedSimilarity, rounds: Sequence[NeuronSet], threshold: flo
     return len(rounds) - 1, test.highest(rounds[-1:])[0]
 
 
-def _refine(test: BlockedSimilarity, neurons: NeuronSet, threshold: float, seed_margin: float | None) -> NeuronSet:
-    """Without what is not needed: whole layers, the deepest first, then neuron by neuron."""
+def _refine(
+    test: BlockedSimilarity, neurons: NeuronSet, threshold: float, how: tuple[float | None, Search]
+) -> NeuronSet:
+    """Without what is not needed: whole layers, the deepest first, then groups of neurons or one by one."""
+    seed_margin, search = how
+    refine_layer = refine_in_groups if search == "groups" else _refine_layer
     deepest_first = [layer for layer in reversed(test.layers) if neurons.at(layer)]
     for layer in deepest_first:
         if not test.exceeds(neurons.replaced(layer, ()), threshold, first_layer=layer, common=neurons):
@@ -155,12 +163,12 @@ def _refine(test: BlockedSimilarity, neurons: NeuronSet, threshold: float, seed_
     for layer in deepest_first:
         if seed_margin is not None:
             test.ask_seeds_above(neurons, threshold - seed_margin)
-            fewer = _refine_layer(test, neurons, layer, threshold)
+            fewer = refine_layer(test, neurons, layer, threshold)
             test.ask_all_seeds()
             if test.highest([fewer], first_layer=layer, common=neurons)[0] <= threshold:
                 neurons = fewer
                 continue
-        neurons = _refine_layer(test, neurons, layer, threshold)
+        neurons = refine_layer(test, neurons, layer, threshold)
     return neurons
 
 
@@ -309,9 +317,9 @@ class BlockedSimilarity:
             some = [neurons.at(layer) for neurons in sets]
             if not any(some):
                 continue
-            to_v = self.step.network.get_submodule(layer)
-            factors = torch.ones(len(sets), to_v.out_features, device=to_v.weight.device, dtype=to_v.weight.dtype)
+            weight = self.step.network.get_submodule(layer).weight
+            factors = torch.ones(len(sets), weight.shape[0])  # filled here and copied to the device at once
             for row, indices in enumerate(some):
                 factors[row, sorted(indices)] = 0
-            found[layer] = factors
+            found[layer] = factors.to(weight)
         return found

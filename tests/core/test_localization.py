@@ -2,6 +2,7 @@
 
 import csv
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -72,11 +73,42 @@ def assert_same_neurons(pipeline, statistics, prompt, mode, *, share):
     with torch.no_grad():
         threshold = share * plain.highest_pairs(prompt).max().item()
         initial, refined = plain.localize(prompt, usual, threshold)
-    found = localize(first_step(pipeline, mode), encode(pipeline, prompt), statistics, threshold=threshold)
+    found = localize(
+        first_step(pipeline, mode), encode(pipeline, prompt), statistics, threshold=threshold, search="exact"
+    )
     assert by_layer(found.initial, statistics.layers) == initial
     assert by_layer(found.refined, statistics.layers) == refined
     assert 0 < len(found.refined) < len(found.initial)
     return found
+
+
+@contextmanager
+def samples_through(network):
+    """Inside the `with`, counts the samples that a network is given."""
+    counted = [0]
+    hook = network.register_forward_pre_hook(
+        lambda _, arguments: counted.__setitem__(0, counted[0] + len(arguments[0]))
+    )
+    try:
+        yield counted
+    finally:
+        hook.remove()
+
+
+def test_group_tests_keep_the_similarity_with_a_third_of_the_plain_sequences_passes(pipeline, statistics):
+    prompt = PROMPTS["velvet_emperor-0"]
+    plain = PlainNemo(pipeline, mode="paper", num_seeds=NUM_SEEDS, **SIZE)
+    usual = list(statistics.mean.values()), list(statistics.stddev.values())
+    with torch.no_grad():
+        threshold = 0.98 * plain.highest_pairs(prompt).max().item()
+        with samples_through(pipeline.unet) as of_plain:
+            plain.localize(prompt, usual, threshold)
+    step, condition = first_step(pipeline), encode(pipeline, prompt)
+    with samples_through(pipeline.unet) as of_groups:
+        found = localize(step, condition, statistics, threshold=threshold)
+    assert found.refined_similarity <= found.threshold + 1e-9
+    assert set(found.refined) < set(found.initial)
+    assert 3 * of_groups[0] <= of_plain[0]
 
 
 def test_the_plain_statistics_are_ours(pipeline, statistics):
@@ -95,7 +127,7 @@ def test_a_prompt_that_is_not_memorized_gets_no_neurons(pipeline, statistics):
 def test_the_size_of_batches_does_not_matter(pipeline, statistics, batch_size):
     condition = encode(pipeline, PROMPTS["clockwork_owl-0"])
     usual, other = (
-        localize(first_step(pipeline), condition, statistics, threshold=0.84, batch_size=size)
+        localize(first_step(pipeline), condition, statistics, threshold=0.84, batch_size=size, search="exact")
         for size in (16, batch_size)
     )
     assert other.refined == usual.refined
@@ -104,7 +136,7 @@ def test_the_size_of_batches_does_not_matter(pipeline, statistics, batch_size):
 
 def test_out_of_memory_halves_the_batch_and_finds_the_same(pipeline, statistics, monkeypatch):
     condition, asked = encode(pipeline, PROMPTS[ROUTED[0]]), []
-    usual = localize(first_step(pipeline), condition, statistics, threshold=0.84, batch_size=16)
+    usual = localize(first_step(pipeline), condition, statistics, threshold=0.84, batch_size=16, search="exact")
     predict_noise = FirstStep.predict_noise
 
     def on_a_small_device(self, condition, rows=None):
@@ -114,7 +146,7 @@ def test_out_of_memory_halves_the_batch_and_finds_the_same(pipeline, statistics,
         return predict_noise(self, condition, rows)
 
     monkeypatch.setattr(FirstStep, "predict_noise", on_a_small_device)
-    found = localize(first_step(pipeline), condition, statistics, threshold=0.84, batch_size=16)
+    found = localize(first_step(pipeline), condition, statistics, threshold=0.84, batch_size=16, search="exact")
     assert (found.initial, found.refined) == (usual.initial, usual.refined)
     too_large = [size for size in asked if size > 3]
     assert too_large
@@ -125,7 +157,8 @@ def test_leaving_out_far_seeds_keeps_what_the_neurons_are_for(pipeline, statisti
     condition = encode(pipeline, PROMPTS["clockwork_owl-0"])
     step = first_step(pipeline)
     whole, near, every = (
-        localize(step, condition, statistics, threshold=0.84, seed_margin=margin) for margin in (None, 0.01, 2.0)
+        localize(step, condition, statistics, threshold=0.84, seed_margin=margin, search="exact")
+        for margin in (None, 0.01, 2.0)
     )
     assert near.refined_similarity <= near.threshold + 1e-5
     assert set(near.refined) < set(near.initial)
