@@ -9,7 +9,8 @@ import dagster as dg
 import polars as pl
 from PIL import Image
 
-from fbmem_assets.orchestration.resources import AuditStore, segmenter_of, track
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore, segmenter_of
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
 from fbmem_assets.stages.neighbors import reference_planes
 from fbmem_assets.stages.trials import Trial, trials_of

@@ -7,7 +7,8 @@ import dagster as dg
 import polars as pl
 
 from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_assets.stages.labels import halves_and_families
 from fbmem_assets.stages.trials import mattes_of

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import picture, table_asset, table_result
 from fbmem_core.audit.results import BASELINE, MITIGATED, AuditedCheckpoint
 from fbmem_core.mitigation import UNMITIGATED

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
+from fbmem_assets.orchestration.checks import Verdict, all_there, table_check
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import WHOLE, Part
 from fbmem_assets.orchestration.tables import markdown_table, table_asset
@@ -45,6 +45,7 @@ def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) 
     deps=["labels", "prompt_clusters", "neuron_sets"],
     kinds={"torch"},
     name="mitigated_generations",
+    shards=MITIGATED.shard,
     work=_sample_part,
 )
 def mitigated_generations(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
@@ -66,17 +67,14 @@ def mitigated_generations(context: dg.OpExecutionContext, store: AuditStore) -> 
     )
 
 
-@dg.asset_check(asset=mitigated_generations, partitions_def=checkpoint_partitions)
-def every_prompt_was_mitigated(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+@table_check(mitigated_generations)
+def every_prompt_was_mitigated(audit: AuditedCheckpoint) -> Verdict:
     """Every mitigation has an image for each prompt and seed that it is tried on."""
-    audit = store.open(context.partition_key)
     names, asked = audit.method_names, requests(audit)
     expected = {(name, request.prompt_id, request.seed) for name in names for request in asked}
     found = set(audit.read("generations", MITIGATED).select("method", "prompt_id", "seed").iter_rows())
-    lost = sorted(expected ^ found)
-    return dg.AssetCheckResult(
-        passed=not lost, metadata={"expected": len(expected), "found": len(found), "differing": str(lost[:20])}
-    )
+    differing = str(sorted(expected ^ found)[:20])
+    return all_there("mitigated images", expected=len(expected), found=len(found), differing=differing)
 
 
 mitigated_generation_masks, every_mitigated_generation_has_a_mask = masks_stage.generation_masks_of(MITIGATED)

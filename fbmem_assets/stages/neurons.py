@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration import needs
+from fbmem_assets.orchestration.checks import Verdict, table_check
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import Part
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.audit.results import AuditedCheckpoint
@@ -26,7 +28,9 @@ _VERSION = 2  # raise it when the same settings begin to give other neurons
 _MOST_PUBLIC = 0.05  # of the prompts that are known to be non-memorized, so many may get neurons
 
 
-@table_asset(table="activation_statistics", stage=STAGE, deps=["labels"], kinds={"torch"})
+@table_asset(
+    table="activation_statistics", stage=STAGE, deps=["labels"], kinds={"torch"}, needs=needs.calibration_prompts
+)
 def activation_statistics(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per value neuron: mean and standard deviation of its activation over non-memorized prompts."""
     from fbmem_core.neurons.layers import value_layers
@@ -57,7 +61,9 @@ def activation_statistics(context: dg.AssetExecutionContext, store: AuditStore) 
     )
 
 
-@table_asset(table="similarity_thresholds", stage=STAGE, deps=["labels"], kinds={"torch"})
+@table_asset(
+    table="similarity_thresholds", stage=STAGE, deps=["labels"], kinds={"torch"}, needs=needs.calibration_prompts
+)
 def similarity_threshold(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per checkpoint: calibrated on non-memorized prompts, or as the audit file says."""
     audit = store.open(context.partition_key)
@@ -123,22 +129,19 @@ def neuron_sets(context: dg.OpExecutionContext, store: AuditStore) -> dg.Materia
     )
 
 
-@dg.asset_check(asset=neuron_sets, partitions_def=checkpoint_partitions)
-def non_memorized_prompts_have_no_neurons(
-    context: dg.AssetCheckExecutionContext, store: AuditStore
-) -> dg.AssetCheckResult:
+@table_check(neuron_sets, severity=dg.AssetCheckSeverity.WARN)
+def non_memorized_prompts_have_no_neurons(audit: AuditedCheckpoint) -> Verdict:
     """Of the prompts whose images are all labelled NM, at most one in twenty gets neurons."""
-    audit = store.open(context.partition_key)
     non_memorized = set(audit.non_memorized_prompts)
     summaries = audit.read("localizations")
     found = summaries.filter(pl.col("prompt_id").is_in(non_memorized) & (pl.col("num_seeds") > 0))[
         "prompt_id"
     ].to_list()
-    return dg.AssetCheckResult(
-        passed=len(found) <= _MOST_PUBLIC * len(non_memorized),
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={"prompts": len(non_memorized), "with neurons": str(found[:20])},
-    )
+    if not non_memorized:
+        return Verdict(None, "no prompt has all its images labelled NM")
+    sentence = f"{len(found)} of {len(non_memorized)} non-memorized prompts have neurons"
+    facts = {"prompts": len(non_memorized), "with neurons": str(found[:20])}
+    return Verdict(len(found) <= _MOST_PUBLIC * len(non_memorized), sentence, facts)
 
 
 def read_statistics(audit: AuditedCheckpoint) -> "ActivationStatistics":

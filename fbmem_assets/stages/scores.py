@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
+from fbmem_assets.orchestration.checks import Verdict, table_check
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_assets.stages.labels import count_references
@@ -71,15 +71,15 @@ def mitigation_scores(context: dg.AssetExecutionContext, store: AuditStore) -> d
     )
 
 
-@dg.asset_check(asset=mitigation_scores, partitions_def=checkpoint_partitions)
-def no_mitigated_image_was_lost(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+@table_check(mitigation_scores, severity=dg.AssetCheckSeverity.WARN)
+def no_mitigated_image_was_lost(audit: AuditedCheckpoint) -> Verdict:
     """Every image that was sampled under a mitigation is labelled, and so is the one without it."""
-    audit = store.open(context.partition_key)
     scores = audit.read("mitigation_scores").filter(pl.col("weights") == "severity")
+    if scores.is_empty():
+        return Verdict(None, "no mitigation was scored")
     lost = dict(scores.filter(pl.col("num_missing") > 0).select("method", "num_missing").iter_rows())
-    return dg.AssetCheckResult(
-        passed=not lost, severity=dg.AssetCheckSeverity.WARN, metadata={"missing": str(lost), "methods": len(scores)}
-    )
+    sentence = f"of {len(scores)} mitigations {len(lost)} have images without a label"
+    return Verdict(not lost, sentence, {"missing": str(lost), "methods": len(scores)})
 
 
 def method_table(audit: AuditedCheckpoint) -> pl.DataFrame:
