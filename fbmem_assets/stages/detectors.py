@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.progress import track
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
@@ -50,15 +49,15 @@ def detectors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materi
     )
 
 
-@dg.asset_check(asset=detectors, partitions_def=checkpoint_partitions)
-def every_prompt_is_scored(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+@table_check(detectors)
+def every_prompt_is_scored(audit: AuditedCheckpoint) -> Verdict:
     """Every detector that can look into the model has scored every prompt."""
-    audit = store.open(context.partition_key)
-    measured = audit.read("detectors").filter(~pl.col("status").str.contains("Expected"))["detector"].unique()
-    scored = audit.read("detector_scores").group_by("detector").len()
-    counts = dict(scored.iter_rows())
+    table = audit.read("detectors")
+    measured = table.filter(~pl.col("status").str.contains("Expected"))["detector"].unique().to_list()
+    counts = dict(audit.read("detector_scores").group_by("detector").len().iter_rows())
     missing = {name: len(audit.prompts) - counts.get(name, 0) for name in measured}
-    return dg.AssetCheckResult(passed=not any(missing.values()), metadata={"prompts without a score": str(missing)})
+    total = sum(missing.values())
+    return Verdict(not total, f"{total} scores of {len(measured)} detectors are missing", {"missing": str(missing)})
 
 
 def _measure(context: dg.AssetExecutionContext, audit: AuditedCheckpoint, name: str) -> str:

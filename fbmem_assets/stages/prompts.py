@@ -42,25 +42,16 @@ def prompt_set(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
     )
 
 
-@dg.asset_check(asset=prompt_set, partitions_def=checkpoint_partitions)
-def every_prompt_is_read_to_its_end(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+@table_check(prompt_set, severity=dg.AssetCheckSeverity.WARN)
+def every_prompt_is_read_to_its_end(audit: AuditedCheckpoint) -> Verdict:
     """No prompt has more tokens than the model's text encoder reads: two that differ behind those give equal images."""
     from fbmem_core.diffusion.tokens import count_tokens
 
-    audit = store.open(context.partition_key)
     prompts = audit.prompts
     counts, limit = count_tokens(audit.checkpoint.directory, audit.checkpoint.architecture, list(prompts.values()))
     cut = [prompt_id for prompt_id, count in zip(prompts, counts, strict=True) if count > limit]
-    return dg.AssetCheckResult(
-        passed=not cut,
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={
-            "prompts that are cut": len(cut),
-            "tokens that are read": limit,
-            "longest": max(counts, default=0),
-            "prompt ids": ", ".join(cut[:20]) or "none",
-        },
-    )
+    sentence = f"{len(cut)} of {len(prompts)} prompts have more than the {limit} tokens that are read"
+    return Verdict(not cut, sentence, {"longest": max(counts, default=0), "prompt ids": ", ".join(cut[:20]) or "none"})
 
 
 @table_asset(table="reference_images", stage=STAGE)
