@@ -198,7 +198,7 @@ def _shape(matte: np.ndarray) -> tuple[float, float, float] | None:
 
 
 def _families(audit: AuditedCheckpoint) -> dict[str, str]:
-    return dict(labels_stage.halves_and_families(audit).select("prompt_id", "family").iter_rows())
+    return dict(halves_and_families(audit).select("prompt_id", "family").iter_rows())
 
 
 def _copies(audit: AuditedCheckpoint) -> dict[str, float]:
