@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from fbmem_core.errors import InputError
-from fbmem_core.inputs.prompts import Prompt, Rejection, read_prompts
+from fbmem_core.inputs.prompts import Prompt, read_prompts
+from fbmem_core.inputs.rows import Rejection
 
 # a folder with the prompt files of NeMo's repository, which are not ours to ship
 PUBLISHED = os.environ.get("FBMEM_PROMPT_FILES")
