@@ -20,7 +20,7 @@ _COLUMNS = {
     "reference_ids": ("reference_ids", "reference_id"),
     "source": ("source", "url"),
     "urls": ("urls", "url", "retrieved_urls"),
-    "laion_index": ("laion_index", "index"),
+    "source_index": ("source_index", "laion_index", "index"),
 }
 _READ = frozenset(name for names in _COLUMNS.values() for name in names)
 _NUMBERS_IMAGES = ("id", "index")  # columns that may name an image with several captions
@@ -41,7 +41,7 @@ class Prompt:
         source: Where it or its image is from.
         reference_ids: The references that the file says belong to it.
         urls: Where these can be had.
-        laion_index: Its number in LAION.
+        source_index: Its number where it is from, say in LAION.
     """
 
     prompt_id: str
@@ -51,7 +51,7 @@ class Prompt:
     source: str | None = None
     reference_ids: tuple[str, ...] = ()
     urls: tuple[str, ...] = ()
-    laion_index: str | None = None
+    source_index: str | None = None
 
 
 class _UnfitError(Exception):
@@ -188,7 +188,7 @@ def _facts(cells: _Cells) -> dict[str, object]:
         "source": _scalar(source, column) or (urls[0] if urls else None),
         "reference_ids": references,
         "urls": tuple(url for url in urls if "://" in url),
-        "laion_index": _scalar(*reversed(cells.first("laion_index"))) or None,  # type: ignore[arg-type]
+        "source_index": _scalar(*reversed(cells.first("source_index"))) or None,  # type: ignore[arg-type]
     }
 
 
