@@ -146,7 +146,8 @@ class Audit(Section):
     """A validated audit. Relative paths were resolved against the folder of the audit file.
 
     `references` is a folder or file of pictures, or the URL of one. `checkpoint` is a diffusers directory or a Hugging
-    Face id; `truth`, where given, is the table of true labels that the audit checks itself against (columns prompt_id, kind, label, reference_ids).
+    Face id; `truth`, where given, is the table of true labels that the audit checks itself against (columns prompt_id,
+    kind, label, reference_ids).
     """
 
     name: str = Field(pattern=NAME_PATTERN, max_length=60)
