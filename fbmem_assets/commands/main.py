@@ -16,6 +16,7 @@ import click
 
 from fbmem_assets.commands.mitigations import mitigations
 from fbmem_assets.commands.neurons import deactivate, neurons
+from fbmem_assets.commands.packs import fetch, pack
 from fbmem_assets.orchestration.resources import store_option
 from fbmem_core.audit.file import parse_similarity
 from fbmem_core.errors import FbmemError, InputError
@@ -217,6 +218,8 @@ def canary(out: Path, state: Path, device: str, pictures_only: bool) -> None:
 main.add_command(neurons)
 main.add_command(deactivate)
 main.add_command(mitigations)
+main.add_command(pack)
+main.add_command(fetch)
 
 
 def _instance(store: str) -> dg.DagsterInstance:

@@ -257,7 +257,10 @@ class _CsvTable:
             raw = self._lines[start].rstrip("\r\n").split(self._delimiter)
             if self._delimiter == "\t" and num_columns == len(raw):
                 return raw, start + 1  # such files often know no quotes
-            return f"{error}: a quote that is no field's own is doubled, and a field with quotes stands in them", start + 1
+            return (
+                f"{error}: a quote that is no field's own is doubled, and a field with quotes stands in them",
+                start + 1,
+            )
         end = start + reader.line_num
         inner = self._lines[start + 1 : end - 1]
         if num_columns is not None and any(len(line.split(self._delimiter)) == num_columns for line in inner):

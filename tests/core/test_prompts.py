@@ -40,7 +40,11 @@ def test_csv_is_read_with_any_usual_delimiter(tmp_path, name, delimiter):
     prompts, rejected = read(tmp_path, name, "\n".join(delimiter.join(row) for row in rows) + "\n")
     assert prompts == [
         Prompt(
-            "p1", 'Owl, by "Mirza"; a poster', "VM", "owl", "https://a.example/1",
+            "p1",
+            'Owl, by "Mirza"; a poster',
+            "VM",
+            "owl",
+            "https://a.example/1",
             reference_ids=("owl",),
         ),
         Prompt("p2", "a cat", None, None, None),
@@ -149,7 +153,11 @@ def test_a_short_row_of_a_csv_lacks_its_last_cells_and_a_long_one_is_left_out(tm
         ("a.csv", "prompt\n", ["at least one prompt, but got none (0 rejected)", "Add prompts."]),
         ("a.csv", "", ["at least one prompt, but got none (0 rejected)", "Add prompts."]),
         ("a.txt", "\n\n", ["at least one prompt, but got none (2 rejected, such as row 0: ", "Add prompts."]),
-        ("a.jsonl", "not json\n", ["at least one prompt, but got none (1 rejected, such as line 1: no JSON", "Add prompts."]),
+        (
+            "a.jsonl",
+            "not json\n",
+            ["at least one prompt, but got none (1 rejected, such as line 1: no JSON", "Add prompts."],
+        ),
         ("a.csv", b"prompt\ncaf\xe9\n", ["readable .csv text", "Save it anew as UTF-8."]),
         ("a.txt", b"caf\xe9\n", ["readable .txt text", "Save it anew as UTF-8."]),
         ("a.csv", 'prompt\n"a "cat" here"\n', ["line 2: ", "quote", "Add prompts."]),
@@ -258,7 +266,19 @@ def test_an_object_of_paths_is_refused_in_a_short_line(tmp_path):
 
 
 def test_prompts_of_other_types_are_expanded_decoded_or_left_out_and_never_turned_into_text(tmp_path):
-    values = [["a cat", "a kitten"], ["a dog"], [], None, 3, True, 1.5, {"a": 1}, [["a"], "a cow"], float("nan"), "\ud800"]
+    values = [
+        ["a cat", "a kitten"],
+        ["a dog"],
+        [],
+        None,
+        3,
+        True,
+        1.5,
+        {"a": 1},
+        [["a"], "a cow"],
+        float("nan"),
+        "\ud800",
+    ]
     content = "\n".join(json.dumps({"prompt_id": f"p{at}", "prompt": value}) for at, value in enumerate(values))
     prompts, rejected = read(tmp_path, "a.jsonl", content)
     assert [(prompt.prompt_id, prompt.prompt) for prompt in prompts] == [
@@ -312,7 +332,9 @@ def test_a_folder_of_shards_is_read_in_order(tmp_path):
 
 
 def test_lists_of_urls_and_of_references_belong_to_their_prompt(tmp_path):
-    content = "prompt;urls;reference_ids;overfit_type\na cat;\"['https://a/1', 'https://a/2']\";r1;TV\na dog;;\"r1;r2\";N\n"
+    content = (
+        "prompt;urls;reference_ids;overfit_type\na cat;\"['https://a/1', 'https://a/2']\";r1;TV\na dog;;\"r1;r2\";N\n"
+    )
     first, second = read(tmp_path, "a.csv", content)[0]
     assert (first.urls, first.reference_ids, first.kind) == (("https://a/1", "https://a/2"), ("r1",), "TV")
     assert (second.urls, second.reference_ids, second.reference_id) == ((), ("r1", "r2"), "r1")

@@ -14,7 +14,7 @@ from fbmem_core.store.schemas.columns import (
     SHA256,
     WIDTH,
 )
-from fbmem_core.store.schemas.table import REAL, TEXT, TIME, Column, Table
+from fbmem_core.store.schemas.table import REAL, TEXT, TEXTS, TIME, Column, Table
 
 CHECKPOINTS = Table(
     "checkpoints",
@@ -42,6 +42,9 @@ PROMPTS = Table(
         Column("kind", TEXT, "group that the prompt file names"),
         Column("reference_id", TEXT, "reference that the prompt file names"),
         Column("source", TEXT, "where the prompt file says that it comes from: a url or an origin"),
+        Column("reference_ids", TEXTS, "every reference that the prompt file names"),
+        Column("urls", TEXTS, "where the prompt file says that these can be had"),
+        Column("source_index", TEXT, "its number where it comes from, say in LAION"),
     ),
 )
 REFERENCE_IMAGES = Table(
