@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fbmem_core.audit.config import REGIONS
 from fbmem_core.errors import InputError
 from fbmem_core.retrieval.image_sets import Planes
+from fbmem_core.similarity import REGIONS
 from fbmem_core.similarity.fused import comparison, joined
 from fbmem_core.similarity.ms_ssim import SCALE_WEIGHTS, Similarity
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fbmem_core.audit.config import Masking
 from fbmem_core.errors import InputError
 from fbmem_core.inputs.references import open_rgb
+from fbmem_core.similarity import Masking
 from fbmem_core.similarity.ms_ssim import SCALE_WEIGHTS, check_size
 from fbmem_core.similarity.regions import MEASURES
 

@@ -1,1 +1,9 @@
 """How alike two images, or regions of them, are."""
+
+from typing import Literal
+
+# how a region is told from the rest: its pixels alone count, or the rest is black (foreground) or white (background)
+Masking = Literal["masked", "composite"]
+REGIONS = ("full", "foreground", "background", "average")  # `average` is the mean of foreground and background
+SIMILARITIES = ("full_similarity", "foreground_similarity", "background_similarity")  # as columns of tables
+MIN_SIDE = 161  # px; the smallest side at which five scales of an 11 px window fit: (11 - 1) * 2**4 + 1

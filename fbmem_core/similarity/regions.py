@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fbmem_core.audit.config import Masking
 from fbmem_core.errors import InputError
+from fbmem_core.similarity import Masking
 from fbmem_core.similarity.masked import Background, Foreground
 from fbmem_core.similarity.ms_ssim import Measure, Plain, check_shapes, compare
 
