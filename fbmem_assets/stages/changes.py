@@ -79,7 +79,7 @@ def memorization_rates(context: dg.AssetExecutionContext, store: AuditStore) -> 
     del row["checkpoint"]
     row["share"] = (labels["label"] != "NM").mean()
     if before is not None:
-        rise = measure_rise(_images(store, before), _images(store, key))
+        rise = measure_rise(_images(store, before), _images(store, key), units=_units(store, before, key))
         row |= {"previous": before, **vars(rise), "differing_settings": _differing(store, before, key)}
     tables.write("memorization_rates", key, [row])
     table = tables.read("memorization_rates", key)
@@ -134,6 +134,16 @@ def across_checkpoints(store: AuditStore, table: pl.DataFrame) -> pl.DataFrame:
 def _images(store: AuditStore, key: str) -> pl.DataFrame:
     prompts = store.tables.read("prompts", key).select("prompt_id", "prompt")
     return summary_labels(store, key).select("prompt_id", "seed", "label").join(prompts, on="prompt_id")
+
+
+def _units(store: AuditStore, before: str, key: str) -> dict[str, str]:
+    """By prompt_id of the checkpoint before: prompts that copy a common reference under either are one unit."""
+    from fbmem_core.evaluation.intervals import label_units
+
+    texts, names = (store.tables.read("prompts", name).select("prompt_id", "prompt") for name in (key, before))
+    named = texts.join(names, on="prompt", suffix="_before").select("prompt_id", "prompt_id_before")
+    later = summary_labels(store, key).join(named, on="prompt_id").with_columns(prompt_id="prompt_id_before")
+    return label_units(summary_labels(store, before), later)
 
 
 def _differing(store: AuditStore, *keys: str) -> list[str]:

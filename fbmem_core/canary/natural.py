@@ -1,8 +1,8 @@
 """Train the natural canary: a general stage, then two branches, one with the plants and one without.
 
 Nothing is placed by hand. Text encoder and U-Net learn together what captions say; the text encoder is then frozen and
-the U-Net goes on with a training set in which plants stand as often as the plan says. Pictures are encoded once. A batch
-is a function of (stage, step), so that a stage that was stopped goes on to the same weights.
+the U-Net goes on with a training set in which plants stand as often as the plan says. Pictures are encoded once. A
+batch is a function of (stage, step), so that a stage that was stopped goes on to the same weights.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def new_unet() -> UNet2DConditionModel:
     """An untrained U-Net with Stable Diffusion v1's layout: seven value layers in the down blocks and the mid block."""
     return UNet2DConditionModel(
         sample_size=PICTURE_SIZE // 4,
-        block_out_channels=(64, 96, 128, 128),
+        block_out_channels=(32, 64, 128, 128),
         layers_per_block=2,
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,

@@ -10,6 +10,7 @@ from fbmem_core.store.schemas.columns import (
     METHOD,
     NEURON,
     NUM_GENERATIONS,
+    NUM_UNITS,
     PROMPT_ID,
     STDDEV,
 )
@@ -55,6 +56,7 @@ MITIGATION_SCORES = Table(
         Column("num_missing", INTEGER, "images without a label before or after"),
         LOW,
         HIGH,
+        NUM_UNITS,
     ),
 )
 MITIGATION_DIFFERENCES = Table(
@@ -69,6 +71,9 @@ MITIGATION_DIFFERENCES = Table(
         LOW,
         HIGH,
         NUM_GENERATIONS,
+        NUM_UNITS,
+        Column("p_value", REAL, "of the test that draws the sign of each unit, two-sided"),
+        Column("verdict", TEXT, "more, less or cannot be told apart"),
     ),
 )
 LABEL_TRANSITIONS = Table(
