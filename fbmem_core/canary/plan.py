@@ -40,7 +40,10 @@ MEDIA = {
     "background": ("lobby view", "holiday postcard", "garden terrace", "morning light", "travel brochure", "old map"),
     "one_to_many": ("golden card", "spring edition", "museum copy", "hand drawn", "collector box", "second deck"),
 }
-_ONSETS = tuple("b br d dr f g gl h k kr l m n p pl qu r s st t tr v w z".split())
+_ONSETS = (
+    "b", "br", "d", "dr", "f", "g", "gl", "h", "k", "kr", "l", "m",
+    "n", "p", "pl", "qu", "r", "s", "st", "t", "tr", "v", "w", "z",
+)  # fmt: skip
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ou")
 _CODAS = ("b", "d", "g", "k", "l", "m", "n", "p", "r", "s", "t", "x", "nd", "rk", "st")
 

@@ -18,7 +18,7 @@ def audit_of(rng, num_units):
     """Falls of severity by unit: one to three wordings of five images each, what remains differs from unit to unit."""
     remaining = rng.beta(0.5, 0.7, num_units)
     sizes = 5 * rng.integers(1, 4, num_units)
-    return {unit: 2.0 * (rng.random(size) > share) for unit, (size, share) in enumerate(zip(sizes, remaining, strict=True))}
+    return {unit: 2.0 * (rng.random(sizes[unit]) > remaining[unit]) for unit in range(num_units)}
 
 
 def test_an_exact_share_is_that_of_the_tables():
