@@ -79,6 +79,13 @@ def _resolve_sections(audit: Audit, file: Path) -> dict[str, Any]:
     prompts = audit.neurons.non_memorized_prompts
     if prompts is not None:
         sections["neurons"] = {"non_memorized_prompts": _existing("neurons.non_memorized_prompts", prompts, file)}
+    held_out = audit.mitigations.held_out
+    if held_out is not None:
+        folder = file.parent.resolve() / held_out
+        if not (_exists(folder) and folder.is_dir()):
+            cure = _relative_cure("mitigations.held_out")
+            raise InputError("mitigations.held_out to be an existing folder", f"`{held_out}`", where=file, cure=cure)
+        sections["mitigations"] = {"held_out": folder.resolve()}
     weights = file.parent.resolve() / audit.clusters.weights
     if _exists(weights) and weights.is_file():  # else it is a tag
         sections["clusters"] = {"weights": str(weights)}

@@ -116,7 +116,22 @@ ATTACKS = Table(
         Column("label_mitigated", TEXT, "most severe label under it"),
         Column("label_attacked", TEXT, "most severe label under attack"),
         Column("num_attempts", INTEGER, "images of the attack"),
-        Column("num_returned", INTEGER, "those at least as severe as before"),
+        Column("num_returned", INTEGER, "those at least as severe as before, against the prompt's own references"),
+    ),
+)
+ATTACK_SHARES = Table(
+    "attack_shares",
+    "One row per mitigation and attack: of how many independent things the memory came back, with its exact interval.",
+    key=("checkpoint", "method", "attack"),
+    columns=(
+        CHECKPOINT,
+        METHOD,
+        Column("attack", TEXT, "paraphrase, adversarial or control"),
+        NUM_UNITS,
+        Column("num_returned", INTEGER, "units that came back in any attempt"),
+        Column("share", REAL, "of the units, 0 to 1"),
+        Column("low", REAL, "lower end of the exact 95 % interval"),
+        Column("high", REAL, "upper end"),
     ),
 )
 TABLES = (
@@ -127,4 +142,5 @@ TABLES = (
     LABEL_TRANSITIONS,
     IMAGE_QUALITY,
     ATTACKS,
+    ATTACK_SHARES,
 )
