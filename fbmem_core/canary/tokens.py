@@ -10,13 +10,14 @@ from transformers import CLIPTokenizer
 from fbmem_core.canary.corpus import COLOR_NAMES, OBJECT_SHAPES, SCENERY_KINDS
 from fbmem_core.canary.plan import Item
 
+MAX_TOKENS = 16
 _COMMON_WORDS = (
     "an the of and in with at by for from to photo photograph picture painting drawing portrait poster print cover "
     "image illustration sketch old new small large close up view scene art artwork design background foreground style"
 )
 
 
-def new_tokenizer(items: Sequence[Item], max_tokens: int) -> CLIPTokenizer:
+def new_tokenizer(items: Sequence[Item]) -> CLIPTokenizer:
     """A CLIP tokenizer whose merges make one token of every word of the plan; any other word falls into pieces."""
     from tokenizers.pre_tokenizers import ByteLevel
     from tokenizers.trainers import BpeTrainer
@@ -31,4 +32,4 @@ def new_tokenizer(items: Sequence[Item], max_tokens: int) -> CLIPTokenizer:
     words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_tokens)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
