@@ -158,16 +158,24 @@ def _prefilter(audit: AuditedCheckpoint, references: "Mapping[str, Planes]") -> 
     if settings.prefilter == "none":
         return None
     from fbmem_core.diffusion.checkpoint import choose_device
-    from fbmem_core.retrieval.prefilter import LatentEmbedder, OpenClipEmbedder, Prefilter
+    from fbmem_core.retrieval.descriptors import Descriptor, load_descriptor
+    from fbmem_core.retrieval.descriptors.latents import Latents
+    from fbmem_core.retrieval.descriptors.open_clip import OpenClip
+    from fbmem_core.retrieval.prefilter import Prefilter
 
-    embedder: LatentEmbedder | OpenClipEmbedder
+    descriptor: Descriptor
     if settings.prefilter == "pipeline":
-        embedder = LatentEmbedder(audit.pipeline.vae, image_size=min(sampling.height, sampling.width))
+        descriptor = Latents(audit.pipeline.vae, image_size=min(sampling.height, sampling.width))
+    elif settings.prefilter == "open_clip":
+        clip = audit.config.clusters
+        descriptor = OpenClip(clip.model, clip.weights, device=choose_device(settings.device))
     else:
-        device = choose_device(settings.device)
-        embedder = OpenClipEmbedder(audit.config.clusters.model, audit.config.clusters.weights, device=device)
+        assert settings.descriptor_weights is not None  # the audit file was validated
+        descriptor = load_descriptor(
+            settings.prefilter, settings.descriptor_weights, device=choose_device(settings.device)
+        )
     images = references[settings.masking[0]].images
-    return Prefilter(images, embedder, num_candidates=settings.num_candidates)
+    return Prefilter(images, descriptor, num_candidates=settings.num_candidates)
 
 
 def _recalls(
@@ -226,7 +234,9 @@ def _shards(audit: AuditedCheckpoint, arm: Arm) -> dict[str, pl.DataFrame]:
     settings = audit.config.similarity.model_dump(include={"size", "tau", "floor", "top_k"})
     settings["masking"] = arm.maskings(audit.config)
     if audit.config.similarity.prefilter != "none":
-        settings |= audit.config.similarity.model_dump(include={"prefilter", "num_candidates"})
+        settings |= audit.config.similarity.model_dump(
+            mode="json", include={"prefilter", "num_candidates", "descriptor_weights"}
+        )
     facts = _reference_facts(audit)
     shards = {}
     generations = audit.read("generations", arm)

@@ -86,6 +86,9 @@ def _resolve_sections(audit: Audit, file: Path) -> dict[str, Any]:
             cure = _relative_cure("mitigations.held_out")
             raise InputError("mitigations.held_out to be an existing folder", f"`{held_out}`", where=file, cure=cure)
         sections["mitigations"] = {"held_out": folder.resolve()}
+    if audit.similarity.descriptor_weights is not None:
+        key = "similarity.descriptor_weights"
+        sections["similarity"] = {"descriptor_weights": _existing(key, audit.similarity.descriptor_weights, file)}
     weights = file.parent.resolve() / audit.clusters.weights
     if _exists(weights) and weights.is_file():  # else it is a tag
         sections["clusters"] = {"weights": str(weights)}
