@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -92,23 +93,36 @@ def natural(out: Path, plan: Path, autoencoder: Path) -> None:
 @click.option("--images", type=_path, required=True, help="Where samples are kept.")
 @click.option("--half", type=click.Choice(["development", "test"]), default="test", show_default=True)
 @click.option("--seeds", type=click.IntRange(1), default=2, show_default=True)
-def measure(checkpoint: Path, inputs: Path, segmenter: Path, plan: Path, images: Path, half: str, seeds: int) -> None:
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON of the lines and what made them.")
+def measure(
+    checkpoint: Path, inputs: Path, segmenter: Path, plan: Path, images: Path, half: str, seeds: int, out: Path | None
+) -> None:
     """Print what a natural canary shows, with intervals: captions, memory by copies, negatives."""
     from diffusers import StableDiffusionPipeline
 
     from fbmem_core.canary import measure as core
     from fbmem_core.canary.plan import read_plan
+    from fbmem_core.evaluation.provenance import provenance
 
     items = [item for item in read_plan(plan) if item.half == half]
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, safety_checker=None)
     report, chosen = _counts(), range(seeds)
     core.sample_items(pipeline, items, chosen, images, report=report)
-    for line in core.caption_lines(images, items, chosen):
-        click.echo(str(line))
-    click.echo(f"public prompts at one seed, mean MS-SSIM: {core.prompt_likeness(images, items, 0):.2f}")
+    lines = [str(line) for line in core.caption_lines(images, items, chosen)]
+    lines.append(f"different public prompts at one seed, mean MS-SSIM: {core.prompt_likeness(images, items, 0):.2f}")
     labels = core.label_items(images, inputs / "references", segmenter, items, chosen, report=report)
-    for line in core.memory_lines(labels, items):
-        click.echo(str(line))
+    lines += [str(line) for line in core.memory_lines(labels, items)]
+    for line in lines:
+        click.echo(line)
+    if out is not None:
+        made = provenance(modules=core.MODULES, fingerprints=_fingerprint(checkpoint), seeds=chosen)
+        out.write_text(json.dumps({"half": half, "lines": lines, "made_by": made}, indent=1) + "\n", encoding="utf-8")
+
+
+def _fingerprint(checkpoint: Path) -> dict[str, str]:
+    from fbmem_core.diffusion.checkpoint import find_checkpoint
+
+    return {checkpoint.parent.name: find_checkpoint(str(checkpoint)).fingerprint}
 
 
 def _progress() -> Callable[[str, int, int, float], None]:

@@ -21,6 +21,10 @@ from fbmem_core.evaluation.intervals import Interval, share_interval
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+# whose code the figures depend on, besides the comparison of images
+MODULES = tuple(
+    f"fbmem_core.canary.{name}" for name in ("classifier", "corpus", "measure", "natural", "pictures", "plan")
+)
 Report = Callable[[str, int, int], None]
 _BATCH = 24
 _NUM_STEPS = 25
