@@ -25,9 +25,12 @@ from fbmem_core.inputs.pictures import decode_rgb
 
 OUTCOMES_NAME = "fetched.jsonl"
 USER_AGENT = "fbmem (research on memorization; fetches each picture once)"
+_PLACEHOLDER_URLS = 3  # of one host that serve one picture
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PASSING = ("timeout", "too slow", "no connection", "server error")  # worth another try by a later call
-_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "AVIF": ".avif"}  # fmt: skip
+_SUFFIXES = {
+    "JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "AVIF": ".avif",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -272,11 +275,11 @@ def _without_placeholders(outcomes: Iterable[Fetched]) -> list[Fetched]:
         if outcome.sha256 is not None:
             key = (urlsplit(outcome.url).netloc, outcome.sha256)
             urls_of[key] = urls_of.get(key, 0) + 1
-    marked = []
-    for outcome in outcomes:
-        count = urls_of.get((urlsplit(outcome.url).netloc, outcome.sha256 or ""), 0)
-        if count >= 3:
-            detail = f"one picture for {count} URLs of its host"
-            outcome = Fetched(outcome.url, "placeholder", None, outcome.sha256, detail)
-        marked.append(outcome)
-    return marked
+    return [_marked(outcome, urls_of) for outcome in outcomes]
+
+
+def _marked(outcome: Fetched, urls_of: dict[tuple[str, str], int]) -> Fetched:
+    count = urls_of.get((urlsplit(outcome.url).netloc, outcome.sha256 or ""), 0)
+    if count < _PLACEHOLDER_URLS:
+        return outcome
+    return Fetched(outcome.url, "placeholder", None, outcome.sha256, f"one picture for {count} URLs of its host")
