@@ -2,18 +2,17 @@
 
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import polars as pl
-from PIL import Image
 
 from fbmem_assets.orchestration.checks import Verdict, all_there, table_check
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.audit.file import dump_audit
 from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint
+from fbmem_core.inputs.pictures import open_rgb
 from fbmem_core.inputs.truth import read_truth
 from fbmem_core.labels import SEVERITY, label_generation, label_pair, matches
 from fbmem_core.mitigation import UNMITIGATED
@@ -295,5 +294,5 @@ def _sheet(audit: AuditedCheckpoint, table: pl.DataFrame) -> str:
         reference = row[f"{_REGION[row['label']]}_reference_id"]
         method = "" if row["method"] == UNMITIGATED else f"{row['method']} "
         caption = f"{row['label']} {row['similarity']:.2f} {method}{row['prompt_id']} seed {row['seed']} | {reference}"
-        pairs.append((caption, open_image(audit.store, row["path"]), Image.open(Path(paths[reference]))))
+        pairs.append((caption, open_image(audit.store, row["path"]), open_rgb(paths[reference])))
     return pair_sheet(pairs)

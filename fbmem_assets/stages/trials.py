@@ -108,7 +108,7 @@ class Trial:
         rows = self.audit.read("generations", BASELINE).select("prompt_id", "seed", "path").iter_rows()
         paths = {(prompt_id, seed): path for prompt_id, seed, path in rows}
         changed = []
-        for request in some:
+        for request in images:
             path = paths.get((request.prompt_id, request.seed))
             if path is None or self.intervention(request.prompt_id).key:
                 changed.append(request)

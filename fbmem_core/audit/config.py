@@ -91,7 +91,8 @@ class MitigationsConfig(Section):
     """What is tried against memorization, on the first `samples_per_prompt` seeds of each prompt (all by default).
 
     After it, `attacks` try to bring the memory of `num_attacked` prompts back (all by default), with `attempts` seeds
-    for each neighbouring prompt and each optimised embedding; see docs/mitigations.md.
+    for each neighbouring prompt and each optimised embedding; see docs/mitigations.md. `num_neighbors` bounds how many
+    prompts `paraphrase` tries for each; `held_out` is a folder of pictures that the model never saw, for `control`.
     """
 
     methods: list[Annotated[MitigationConfig, BeforeValidator(_as_mitigation)]] = []
@@ -99,6 +100,14 @@ class MitigationsConfig(Section):
     attacks: list[Attack] = []
     num_attacked: int | None = Field(None, ge=1)
     attempts: int = Field(2, ge=1, le=1000)
+    num_neighbors: int = Field(5, ge=1, le=1000)
+    held_out: Path | None = None
+
+    @model_validator(mode="after")
+    def _control_has_pictures(self) -> MitigationsConfig:
+        if "control" in self.attacks and self.held_out is None:
+            raise ValueError("to name `held_out`, a folder of pictures the model never saw, for the attack `control`")
+        return self
 
     _names_are_unique = field_validator("methods")(check_titles)
 
@@ -130,12 +139,17 @@ class AdapterConfig(Section):
     token: str = ""
 
 
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
 class Audit(Section):
     """A validated audit. Relative paths were resolved against the folder of the audit file.
 
-    `checkpoint` is a diffusers directory, a Hugging Face id, or a single safetensors file with the directory of
-    `config`, which holds the configs of its architecture; `adapters` come on top. `truth`, where given, is the table of
-    true labels that the audit checks itself against (columns prompt_id, kind, label, reference_ids).
+    `references` is a folder or file of pictures, or the URL of one. `checkpoint` is a diffusers directory, a Hugging
+    Face id, or a single safetensors file with the directory of `config`, which holds the configs of its architecture;
+    `adapters` come on top. `truth`, where given, is the table of true labels that the audit checks itself against
+    (columns prompt_id, kind, label, reference_ids).
     `twin` is a diffusers directory of the same model trained without what may be memorized, for `clean_twin`; `policy`
     is a YAML file that weighs what is copied by the tags of its reference.
     """
@@ -146,7 +160,7 @@ class Audit(Section):
     config: Path | None = None
     adapters: list[AdapterConfig] = []
     prompts: Path
-    references: Path
+    references: Annotated[str, BeforeValidator(_as_text)]
     truth: Path | None = None
     twin: Path | None = None
     policy: Path | None = None

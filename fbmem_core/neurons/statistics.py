@@ -119,7 +119,7 @@ def calibrate_threshold(
     """
     highest, pairs = [], []
     for condition in conditions:
-        table = pairwise_similarity(step.noise_difference(condition))
+        table = pairwise_similarity(_noise_differences(step, condition))
         of_prompt = table[tuple(torch.triu_indices(len(table), len(table), 1))]
         highest.append(of_prompt.max())
         pairs.append(of_prompt)
@@ -128,6 +128,16 @@ def calibrate_threshold(
     mean, stddev = each.mean().item(), each.std().item()
     pairs_value = (every.mean() + every.std()).item()
     return SimilarityThreshold(mean + num_stddevs * stddev, mean, stddev, pairs_value, len(highest))
+
+
+def _noise_differences(step: FirstStep, condition: Conditioning) -> Tensor:
+    """Of every seed, in as many passes as the device's memory asks for."""
+    device = step.latents.device
+    batches = step.denoiser.batches("noise differences", len(step.latents))
+    parts = batches.run(
+        lambda rows: step.noise_difference(condition, torch.tensor(rows, device=device)), range(len(step.latents))
+    )
+    return torch.cat(list(parts))
 
 
 def check_number(num: int) -> None:
