@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from fbmem_assets.commands.output import show
 from fbmem_core.audit.file import parse_similarity
 from fbmem_core.errors import InputError
 from fbmem_core.labels import Rule
@@ -113,9 +114,7 @@ def _encoded(table: pl.DataFrame, suffix: str) -> bytes:
 
 
 def _print(scores: Scores, out: Path) -> None:
-    from fbmem_assets.commands.main import _print_table
-
-    _print_table(scores.labels["label"].fill_null("undecided").value_counts(sort=True))
+    show(scores.labels["label"].fill_null("undecided").value_counts(sort=True))
     for _, item, reason in scores.rejected.head(_MAX_NAMED).iter_rows():
         click.echo(f"rejected: {item}: {reason}", err=True)
     more = len(scores.rejected) - _MAX_NAMED

@@ -197,7 +197,7 @@ def _similarities(audit: AuditedCheckpoint, config: Audit, sample: int, altered:
         [(_id(row), audit.store.root / row["path"], mattes["generation"][_id(row)]) for row in paths], size=size
     )
     files = references.select("reference_id", "path").rows()
-    originals = load_image_set([(name, Path(path), mattes["reference"][name]) for name, path in files], size=size)
+    originals = load_image_set([(name, path, mattes["reference"][name]) for name, path in files], size=size)
     stored = {(_id(row), row["reference_id"], row["masking"]): row for row in chosen.iter_rows(named=True)}
     for masking in config.similarity.masking:
         pairs = [key[:2] for key in stored if key[2] == masking]
