@@ -65,6 +65,7 @@ def load_pipeline(
 
 def _load(checkpoint: Checkpoint, found: PipelineFiles, dtype: Any) -> Any:
     import diffusers
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     name = ARCHITECTURES[checkpoint.architecture].pipeline or checkpoint.architecture
     pipeline_class = getattr(diffusers, name)
@@ -87,7 +88,7 @@ def _load(checkpoint: Checkpoint, found: PipelineFiles, dtype: Any) -> Any:
             local_files_only=True,
             **left_out,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SingleFileComponentError) as error:
         cure = "Load it with diffusers itself to see more, and save it anew."
         got = " ".join(str(error).split())[:300]
         where = checkpoint.single_file or checkpoint.directory

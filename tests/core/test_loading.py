@@ -62,7 +62,9 @@ def test_plain_weights_are_taken_before_a_variant_that_lies_beside(tiny_checkpoi
     pipeline = loaded(tiny_checkpoint)
     pipeline.save_pretrained(tmp_path)
     alone = find_checkpoint(str(tmp_path))
-    pipeline.to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+    pipeline.to(torch.float16).save_pretrained(tmp_path.with_name("half"), variant="fp16")
+    for path in tmp_path.with_name("half").rglob("*.fp16.safetensors"):
+        shutil.copy(path, tmp_path / path.parent.name)
     assert find_checkpoint(str(tmp_path)) == alone
     for path in tmp_path.rglob("*.safetensors"):
         if "fp16" not in path.name:
@@ -78,7 +80,7 @@ def test_a_single_file_is_loaded_with_the_configs_beside(tiny_checkpoint, tmp_pa
     pipeline = loaded(tiny_checkpoint)
     tensors = {**pipeline.unet.state_dict(), **pipeline.vae.state_dict()}
     text = pipeline.text_encoder.state_dict()
-    tensors |= {f"cond_stage_model.transformer.{name}": value for name, value in text.items()}
+    tensors |= {f"cond_stage_model.transformer.text_model.{name}": value for name, value in text.items()}
     path = tmp_path / "all.safetensors"
     save_file({name: value.contiguous() for name, value in tensors.items()}, path)
     configs = shutil.copytree(tiny_checkpoint, tmp_path / "configs", ignore=shutil.ignore_patterns("*.safetensors"))
