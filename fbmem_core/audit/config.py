@@ -149,12 +149,17 @@ class AdapterConfig(Section):
     token: str = ""
 
 
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
 class Audit(Section):
     """A validated audit. Relative paths were resolved against the folder of the audit file.
 
-    `checkpoint` is a diffusers directory, a Hugging Face id, or a single safetensors file with the directory of
-    `config`, which holds the configs of its architecture; `adapters` come on top. `truth`, where given, is the table of
-    true labels that the audit checks itself against (columns prompt_id, kind, label, reference_ids).
+    `references` is a folder or file of pictures, or the URL of one. `checkpoint` is a diffusers directory, a Hugging
+    Face id, or a single safetensors file with the directory of `config`, which holds the configs of its architecture;
+    `adapters` come on top. `truth`, where given, is the table of true labels that the audit checks itself against
+    (columns prompt_id, kind, label, reference_ids).
     """
 
     name: str = Field(pattern=NAME_PATTERN, max_length=60)
@@ -163,7 +168,7 @@ class Audit(Section):
     config: Path | None = None
     adapters: list[AdapterConfig] = []
     prompts: Path
-    references: Path
+    references: Annotated[str, BeforeValidator(_as_text)]
     truth: Path | None = None
     samples_per_prompt: int = Field(5, ge=1, le=10_000)
     samples_by_kind: dict[str, Annotated[int, Field(ge=1, le=10_000)]] = {}
