@@ -91,7 +91,8 @@ def _duration(seconds: float) -> str:
 
 def stage_number(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> str:
     """`[3/14] ` for an asset of the third stage; empty for a step that belongs to none."""
-    asset = str(context.op_handle).split(".")[0]
+    op = getattr(context, "op_execution_context", context)
+    asset = str(op.op_handle).split(".")[0]
     stages, stage_of = _stages()
     stage = stage_of.get(asset)
     return f"[{stages.index(stage) + 1}/{len(stages)}] " if stage in stages else ""

@@ -53,12 +53,14 @@ def detectors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materi
 @table_check(detectors)
 def every_prompt_is_scored(audit: AuditedCheckpoint) -> Verdict:
     """Every detector that can look into the model has scored every prompt."""
-    table = audit.read("detectors")
-    measured = table.filter(~pl.col("status").str.contains("Expected"))["detector"].unique().to_list()
-    counts = dict(audit.read("detector_scores").group_by("detector").len().iter_rows())
+    measured = audit.read("detectors").filter(~pl.col("status").str.contains("Expected"))["detector"].unique()
+    scored = audit.read("detector_scores").group_by("detector").len()
+    counts = dict(scored.iter_rows())
     missing = {name: len(audit.prompts) - counts.get(name, 0) for name in measured}
-    total = sum(missing.values())
-    return Verdict(not total, f"{total} scores of {len(measured)} detectors are missing", {"missing": str(missing)})
+    if not missing:
+        return Verdict(None, "no detector can look into this model")
+    sentence = f"{sum(map(bool, missing.values()))} of {len(missing)} detectors left prompts without a score"
+    return Verdict(not any(missing.values()), sentence, {"prompts without a score": str(missing)})
 
 
 def _measure(context: dg.AssetExecutionContext, audit: AuditedCheckpoint, name: str) -> str:

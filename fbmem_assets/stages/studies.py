@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -138,7 +139,7 @@ def policy(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materiali
 
 def reference_tags(audit: AuditedCheckpoint) -> dict[str, list[str]]:
     """By reference, the tags of its manifest: column `tags` of references.csv, separated by semicolons."""
-    file = audit.config.references / "references.csv"
+    file = Path(audit.config.references) / "references.csv"
     if not file.is_file():
         return {}
     with file.open(encoding="utf-8-sig", newline="") as lines:

@@ -130,11 +130,15 @@ class AdapterConfig(Section):
     token: str = ""
 
 
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
 class Audit(Section):
     """A validated audit. Relative paths were resolved against the folder of the audit file.
 
-    `checkpoint` is a diffusers directory, a Hugging Face id, or a single safetensors file with the directory of
-    `config`, which holds the configs of its architecture; `adapters` come on top. `truth`, where given, is the table of
+    `references` is a folder or file of pictures, or the URL of one. `checkpoint` is a diffusers directory, a Hugging
+    Face id, or a single safetensors file with the directory of `config`, which holds the configs of its architecture; `adapters` come on top. `truth`, where given, is the table of
     true labels that the audit checks itself against (columns prompt_id, kind, label, reference_ids).
     `twin` is a diffusers directory of the same model trained without what may be memorized, for `clean_twin`; `policy`
     is a YAML file that weighs what is copied by the tags of its reference.
@@ -146,7 +150,7 @@ class Audit(Section):
     config: Path | None = None
     adapters: list[AdapterConfig] = []
     prompts: Path
-    references: Path
+    references: Annotated[str, BeforeValidator(_as_text)]
     truth: Path | None = None
     twin: Path | None = None
     policy: Path | None = None

@@ -8,14 +8,17 @@ import json
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fbmem_core.report.colors import LOOKS, UNDECIDED
 from fbmem_core.report.evidence import Evidence
 from fbmem_core.report.panels import SIDE, THUMBNAIL, Panels
 from fbmem_core.report.redaction import redact
-from fbmem_core.report.reviews import agreement_of_reviewers, summary_of_reviews
+from fbmem_core.report.reviews import VERDICTS, agreement_of_reviewers, summary_of_reviews
 from fbmem_core.store.tables import Store
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 REPORTS_DIR = "reports"
 _MAX_CARDS = 150
@@ -60,17 +63,7 @@ def write_report(
 
 def render(store: Store, evidence: Evidence, panels: Panels | None, *, run_url: str | None = None) -> str:
     """The HTML of a report, self-contained."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("fbmem_core.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "number": _number, "duration": _duration}
-    template = environment.get_template("report.html.j2")
+    template = _template("report.html.j2")
     cards = [_card(row, evidence, panels) for row in evidence.findings[:_MAX_CARDS]]
     return template.render(
         e=evidence,
@@ -96,6 +89,43 @@ def render(store: Store, evidence: Evidence, panels: Panels | None, *, run_url: 
         style=_asset("report.css"),
         script=_asset("report.js"),
     )
+
+
+def render_review(store: Store, evidence: Evidence, *, token: str, message: str = "", reviewer: str = "") -> str:
+    """The HTML of the local page on which people give their verdicts; `token` stands in its forms."""
+    panels = Panels(store, evidence.checkpoint)
+    findings = [
+        row
+        | {
+            "generation": panels.generation(row["best"]),
+            "reference": panels.reference(row["best"]["reference_path"]),
+            "reviews": [review for review in evidence.reviews if review["prompt_id"] == row["prompt_id"]],
+        }
+        for row in evidence.findings[:_MAX_CARDS]
+    ]
+    return _template("review.html.j2").render(
+        e=evidence,
+        findings=findings,
+        summary=summary_of_reviews(evidence.reviews, len(evidence.findings)),
+        verdicts=VERDICTS,
+        token=token,
+        message=message,
+        reviewer=reviewer,
+    )
+
+
+def _template(name: str) -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fbmem_core.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "number": _number, "duration": _duration}
+    return environment.get_template(name)
 
 
 def _asset(name: str) -> str:

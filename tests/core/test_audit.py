@@ -78,6 +78,7 @@ def test_a_minimal_audit_has_the_values_of_the_paper(folder):
             "floor": None,
             "device": "auto",
             "prefilter": "none",
+            "descriptor_weights": None,
             "num_candidates": 1000,
             "num_checked": 20,
         },
@@ -99,6 +100,7 @@ def test_a_minimal_audit_has_the_values_of_the_paper(folder):
             "num_threshold_prompts": 100,
             "threshold": None,
             "seed_margin": None,
+            "search": "groups",
             "batch_size": 16,
         },
         "mitigations": {

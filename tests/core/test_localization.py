@@ -2,7 +2,6 @@
 
 import csv
 import os
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
 from fbmem_core.neurons.layers import NeuronSet, value_layers
 from fbmem_core.neurons.localization import localize, select_neurons
+from fbmem_core.neurons.refinement import refine_in_groups
 from fbmem_core.neurons.statistics import activation_statistics
 from tests.core.plain_nemo import PlainNemo
 
@@ -82,33 +82,31 @@ def assert_same_neurons(pipeline, statistics, prompt, mode, *, share):
     return found
 
 
-@contextmanager
-def samples_through(network):
-    """Inside the `with`, counts the samples that a network is given."""
-    counted = [0]
-    hook = network.register_forward_pre_hook(
-        lambda _, arguments: counted.__setitem__(0, counted[0] + len(arguments[0]))
-    )
-    try:
-        yield counted
-    finally:
-        hook.remove()
+class CountedTest:
+    """A layer of which some neurons are needed: without any of them the similarity exceeds."""
+
+    def __init__(self, needed):
+        self.needed, self.num_tests = needed, 0
+
+    def exceeds(self, neurons, threshold, *, first_layer, common):
+        self.num_tests += 1
+        assert neurons.at(first_layer) < common.at(first_layer)
+        return not self.needed <= neurons.at(first_layer)
 
 
-def test_group_tests_keep_the_similarity_with_a_third_of_the_plain_sequences_passes(pipeline, statistics):
-    prompt = PROMPTS["velvet_emperor-0"]
-    plain = PlainNemo(pipeline, mode="paper", num_seeds=NUM_SEEDS, **SIZE)
-    usual = list(statistics.mean.values()), list(statistics.stddev.values())
-    with torch.no_grad():
-        threshold = 0.98 * plain.highest_pairs(prompt).max().item()
-        with samples_through(pipeline.unet) as of_plain:
-            plain.localize(prompt, usual, threshold)
-    step, condition = first_step(pipeline), encode(pipeline, prompt)
-    with samples_through(pipeline.unet) as of_groups:
-        found = localize(step, condition, statistics, threshold=threshold)
+@pytest.mark.parametrize(("needed", "most"), [({7}, 20), ({3, 170, 171, 290}, 60), (set(range(0, 300, 10)), 300)])
+def test_group_tests_keep_what_is_needed_and_ask_less_often_than_once_a_neuron(needed, most):
+    test = CountedTest(needed)
+    kept = refine_in_groups(test, NeuronSet.of({"a": range(300), "b": [1]}), "a", 0.5)
+    assert kept == NeuronSet.of({"a": needed, "b": [1]})
+    assert test.num_tests <= most
+
+
+def test_group_tests_keep_to_the_allowed_similarity(pipeline, statistics):
+    step, condition = first_step(pipeline), encode(pipeline, PROMPTS["clockwork_owl-0"])
+    found = localize(step, condition, statistics, threshold=0.84)
     assert found.refined_similarity <= found.threshold + 1e-9
     assert set(found.refined) < set(found.initial)
-    assert 3 * of_groups[0] <= of_plain[0]
 
 
 def test_the_plain_statistics_are_ours(pipeline, statistics):
