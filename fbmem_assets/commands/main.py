@@ -16,6 +16,7 @@ from fbmem_assets.commands.audit import BAD_INPUT, DEFAULT_AUDIT, audit
 from fbmem_assets.commands.instance import open_instance
 from fbmem_assets.commands.mitigations import mitigations
 from fbmem_assets.commands.neurons import deactivate, neurons
+from fbmem_assets.commands.packs import fetch, pack
 from fbmem_assets.commands.report import report
 from fbmem_assets.commands.review import review
 from fbmem_assets.commands.score import score
@@ -100,6 +101,8 @@ main.add_command(score)
 main.add_command(neurons)
 main.add_command(deactivate)
 main.add_command(mitigations)
+main.add_command(pack)
+main.add_command(fetch)
 
 
 if __name__ == "__main__":

@@ -138,8 +138,9 @@ class Audit(Section):
     """A validated audit. Relative paths were resolved against the folder of the audit file.
 
     `references` is a folder or file of pictures, or the URL of one. `checkpoint` is a diffusers directory, a Hugging
-    Face id, or a single safetensors file with the directory of `config`, which holds the configs of its architecture; `adapters` come on top. `truth`, where given, is the table of
-    true labels that the audit checks itself against (columns prompt_id, kind, label, reference_ids).
+    Face id, or a single safetensors file with the directory of `config`, which holds the configs of its architecture;
+    `adapters` come on top. `truth`, where given, is the table of true labels that the audit checks itself against
+    (columns prompt_id, kind, label, reference_ids).
     `twin` is a diffusers directory of the same model trained without what may be memorized, for `clean_twin`; `policy`
     is a YAML file that weighs what is copied by the tags of its reference.
     """
