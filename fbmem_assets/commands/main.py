@@ -62,7 +62,6 @@ def register(file: Path, store: str) -> None:
 
 
 @main.command()
-@main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("data/canary"), show_default=True)
 @click.option("--state", type=click.Path(path_type=Path), default=Path("data/store/canary"), show_default=True)
 @click.option("--device", default="cpu", show_default=True)
