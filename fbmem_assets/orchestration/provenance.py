@@ -91,7 +91,7 @@ def _device(store: AuditStore, key: str) -> str:
         return device
     import torch
 
-    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.diffusion.device import choose_device
 
     chosen = choose_device(device)
     return f"{chosen} ({torch.cuda.get_device_name(chosen)})" if chosen.startswith("cuda") else chosen

@@ -217,7 +217,8 @@ def _chosen(audit: AuditedCheckpoint, table: pl.DataFrame, sample: int, altered:
 
 
 def _weights(audit: AuditedCheckpoint) -> Iterator[Difference]:
-    from fbmem_core.diffusion.checkpoint import fingerprint, pipeline_files
+    from fbmem_core.diffusion.checkpoint import fingerprint
+    from fbmem_core.diffusion.pipeline_files import pipeline_files
 
     directory, expected = audit.checkpoint.directory, audit.read("checkpoints")["fingerprint"].to_list()
     if not directory.is_dir():
