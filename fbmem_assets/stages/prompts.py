@@ -71,7 +71,8 @@ def reference_images(context: dg.AssetExecutionContext, store: AuditStore) -> dg
     for reference in found:
         row = asdict(reference)
         del row["reason"]
-        rows.append({"audit": audit.config.name, **row, "path": row.pop("address") or reference.path})
+        address = row.pop("address")
+        rows.append({"audit": audit.config.name, **row, "path": address or reference.path})
     audit.write("reference_images", rows)
     left_out = [
         {"stage": STAGE, "item": r.reference_id, "reason": f"{r.status}: {r.reason}"} for r in found if r.status != "ok"

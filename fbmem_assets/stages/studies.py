@@ -12,6 +12,7 @@ import yaml
 
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
+from fbmem_assets.stages.labels import halves_and_families
 from fbmem_assets.stages.scores import before_and_after
 from fbmem_assets.stages.sensitivity import nemo_c_by_count
 from fbmem_assets.stages.trials import mattes_of

@@ -97,7 +97,8 @@ def neuron_sharing(
     groups = sorted({str(families[prompt]) for prompt in prompts})
 
     number = {group: index for index, group in enumerate(groups)}
-    first, second = (np.array([number[str(families[pair[side]])] for pair in pairs], dtype=int) for side in (0, 1))
+    first = np.array([number[str(families[a])] for a, _, _ in pairs], dtype=int)
+    second = np.array([number[str(families[b])] for _, b, _ in pairs], dtype=int)
     values = np.array([value for _, _, value in pairs])
     is_same = np.array([clusters[a] == clusters[b] for a, b, _ in pairs], dtype=bool)
 

@@ -107,8 +107,9 @@ class LatentMethod(ImageMethod):
 
     def _step(self, seeds: tuple[int, ...]) -> FirstStep:
         known = self.evidence
-        size = {"height": known.height, "width": known.width}
-        return FirstStep(known.pipeline, seeds, num_steps=known.num_inference_steps, **size)
+        return FirstStep(
+            known.pipeline, seeds, height=known.height, width=known.width, num_steps=known.num_inference_steps
+        )
 
     def _unit_noise(self, seeds: tuple[int, ...]) -> Float[Tensor, "n c h w"]:
         known = self.evidence

@@ -82,7 +82,7 @@ class Wanda(Method):
         memorized, empty = self._input_norms([self.evidence.prompts[p] for p in sorted(self.evidence.memorized)])
         weights, num_pruned = {}, 0
         for layer, norms in memorized.items():
-            weight = network.get_submodule(layer).weight.detach()
+            weight = network.get_parameter(f"{layer}.weight").detach()
             mask = torch.zeros_like(weight, dtype=torch.bool)
             for of_memorized, of_empty in zip(norms, empty[layer], strict=True):
                 mask |= pruned_mask(weight, of_memorized, of_empty, sparsity=self.options.sparsity)

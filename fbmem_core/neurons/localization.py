@@ -317,7 +317,7 @@ class BlockedSimilarity:
             some = [neurons.at(layer) for neurons in sets]
             if not any(some):
                 continue
-            weight = self.step.network.get_submodule(layer).weight
+            weight = self.step.network.get_parameter(f"{layer}.weight")
             factors = torch.ones(len(sets), weight.shape[0])  # filled here and copied to the device at once
             for row, indices in enumerate(some):
                 factors[row, sorted(indices)] = 0
