@@ -17,6 +17,8 @@ import tempfile
 from html import unescape
 from pathlib import Path
 
+from PIL import Image
+
 _WATCH = """<script>window.found = {errors: [], blocked: []};
 addEventListener("error", (event) => found.errors.push(String(event.message)));
 addEventListener("securitypolicyviolation", (event) => found.blocked.push(event.blockedURI));
@@ -70,13 +72,13 @@ def take_pictures(report: Path, folder: Path, *, chromium: str = "chromium") -> 
     alone = page.replace("</style>", f"{_ONE_CARD}</style>", 1).replace(
         '<details class="card"', '<details open class="card"', 1
     )
-    views = {"report_first_screen.png": (page, "1440,900"), "report_card.png": (alone, "1440,1120")}
+    views = {"report_first_screen.webp": (page, "1440,900"), "report_card.webp": (alone, "1440,1120")}
     with tempfile.TemporaryDirectory() as profile:
         for name, (content, size) in views.items():
-            file = Path(profile) / "page.html"
+            file, shot = Path(profile) / "page.html", Path(profile) / "shot.png"
             file.write_text(content, "utf-8")
-            options = ["--hide-scrollbars", f"--window-size={size}", f"--screenshot={folder / name}"]
-            _run(chromium, profile, *options, file.as_uri())
+            _run(chromium, profile, "--hide-scrollbars", f"--window-size={size}", f"--screenshot={shot}", file.as_uri())
+            Image.open(shot).convert("RGB").save(folder / name, quality=70, method=6)
     return [folder / name for name in views]
 
 

@@ -124,7 +124,12 @@ def _template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "number": _number, "duration": _duration}
+    environment.filters |= {
+        "percent": _percent,
+        "number": _number,
+        "duration": _duration,
+        "name_of_source": _name_of_source,
+    }
     return environment.get_template(name)
 
 
@@ -272,6 +277,11 @@ def _csv(evidence: Evidence) -> str:
 
 def _json(evidence: Evidence) -> str:
     return json.dumps(asdict(evidence), indent=1, default=str, ensure_ascii=False)
+
+
+def _name_of_source(source: str) -> str:
+    """A hub id as it is, of a path its last two parts: the whole path stands under provenance."""
+    return "/".join(Path(source).parts[-2:]) if Path(source).is_absolute() else source
 
 
 def _percent(value: float | None) -> str:

@@ -171,12 +171,15 @@ def _register(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
 def _select(table: Table, store: Store) -> str:
     folder = store.root / TABLES_DIR / table.name
     files = [str(path) for path in sorted(folder.glob("partition=*/*.parquet")) if not is_foreign(path)]
+    typed = ", ".join(f'NULL::{_SQL_TYPES[kind]} AS "{name}"' for name, kind in table.columns.items())
+    empty = f"SELECT {typed} WHERE false"
     if not files:
-        typed = ", ".join(f'NULL::{_SQL_TYPES[kind]} AS "{name}"' for name, kind in table.columns.items())
-        return f"SELECT {typed} WHERE false"
+        return empty
     names = ", ".join(f'"{name}"' for name in table.columns)
     listed = ", ".join(f"'{_quoted(_literal(path))}'" for path in files)
-    return f"SELECT {names} FROM read_parquet([{listed}], hive_partitioning = false)"
+    # a column that an older version did not write is null
+    rows = f"SELECT * FROM read_parquet([{listed}], hive_partitioning = false)"
+    return f"SELECT {names} FROM ({empty} UNION ALL BY NAME {rows})"
 
 
 def _literal(path: str) -> str:

@@ -180,3 +180,14 @@ def test_a_query_that_duckdb_refuses_is_one_line_with_the_cure(store, sql):
     with pytest.raises(InputError, match=r"^Expected a valid query, but got .*Error.*\. `show tables` lists") as caught:
         query(store, sql)
     assert "\n" not in str(caught.value)
+
+
+def test_a_column_that_an_older_version_did_not_write_is_null(store):
+    import polars as pl
+
+    store.write("generations", KEY, [generation("p", 0)])
+    path = store.table_dir("generations", KEY) / "all.parquet"
+    pl.read_parquet(path).drop("sha256").write_parquet(path)
+    assert query(store, "SELECT seed, sha256 FROM generations").rows() == [(0, None)]
+    with duckdb.connect(build_warehouse(store), read_only=True) as reader:
+        assert reader.sql("SELECT seed, sha256 FROM generations").fetchall() == [(0, None)]
