@@ -17,7 +17,7 @@ import click
 from fbmem_assets.commands.mitigations import mitigations
 from fbmem_assets.commands.neurons import deactivate, neurons
 from fbmem_assets.orchestration.resources import store_option
-from fbmem_core.audit.config import Masking, Rule
+from fbmem_core.audit.config import Alignment, Masking, Rule
 from fbmem_core.audit.file import parse_similarity
 from fbmem_core.errors import FbmemError, InputError
 
@@ -126,7 +126,14 @@ def register(file: Path, store: str) -> None:
 )
 @click.option("--sscd", type=click.Path(path_type=Path), help="TorchScript file: nearest references by SSCD too.")
 @click.option("--masking", type=click.Choice(get_args(Masking)), default="masked", show_default=True)
-@click.option("--rule", type=click.Choice(get_args(Rule)), default="paper", show_default=True)
+@click.option("--rule", type=click.Choice(get_args(Rule)), default="per_region", show_default=True)
+@click.option(
+    "--alignment",
+    type=click.Choice(get_args(Alignment)),
+    default="fast",
+    show_default=True,
+    help="How far moved copies are looked for: fast: mirrored, small shifts; thorough: crops, scales, turns too.",
+)
 @click.option("--top-k", type=int, default=5, show_default=True, help="References per criterion with floor 0.")
 @click.option("--floor", type=float, help="List every reference from this similarity on.  [default: 0.6]")
 @click.option("--size", type=int, default=512, show_default=True, help="Side at which images are compared, px.")
@@ -144,7 +151,7 @@ def score(out: Path, **options: Any) -> None:
 
     if not out.parent.is_dir():
         raise InputError("a folder to write into", "none", where=out.parent, cure="Create it.")
-    names = ("masking", "rule", "top_k", "floor", "size", "device")
+    names = ("masking", "rule", "alignment", "top_k", "floor", "size", "device")
     settings = parse_similarity({name: options.pop(name) for name in names})
     bars: dict[str, tqdm[Any]] = {}
 

@@ -15,8 +15,8 @@ from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_assets.stages.masks import generation_image_id, usable_references
-from fbmem_core.audit.config import SIMILARITIES, Audit
-from fbmem_core.labels import SEVERITY, PairSimilarity, label_generation, label_pair, matches
+from fbmem_core.audit.config import REGIONS, Audit
+from fbmem_core.labels import OBJECT_COLUMNS, SEVERITY, PairSimilarity, label_generation, label_pair, matches
 from fbmem_core.store.images import open_image
 
 STAGE = "labels"
@@ -83,12 +83,13 @@ one_to_many = one_to_many_of(BASELINE)
 
 @dg.asset_check(asset=labels, partitions_def=checkpoint_partitions)
 def labels_agree_with_truth(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
-    """Where the audit knows the truth: each kind of prompt carries its true label often enough (region `masked`)."""
+    """Where the audit knows the truth: each kind of prompt has its true label often enough (`masked`, first rule)."""
     key = context.partition_key
     shares = true_label_shares(store, key)
     if shares.is_empty():
         return dg.AssetCheckResult(passed=True, metadata={"truth": "the audit file names no table of true labels"})
-    masked = shares.filter((pl.col("masking") == "masked") & (pl.col("rule") == "paper"))
+    rule = store.audit(key)[0].similarity.rule[0]
+    masked = shares.filter((pl.col("masking") == "masked") & (pl.col("rule") == rule))
     short = [row for row in masked.to_dicts() if row["true_share"] < _TRUE_SHARES.get(row["kind"], 0)]
     return dg.AssetCheckResult(
         passed=not short and not masked.is_empty(), metadata={"shares": markdown_table(shares.to_dicts())}
@@ -148,9 +149,8 @@ def count_references(store: AuditStore, key: str, arm: Arm, images: pl.DataFrame
         found = matched.setdefault(image[:2], set())
         for pair in pairs:
             label = label_pair(
-                pair.full, pair.foreground, pair.background,
-                foreground_fraction=fraction, rule=settings.rule[0], tau=settings.tau, beta=settings.beta,
-            )  # fmt: skip
+                pair, foreground_fraction=fraction, rule=settings.rule[0], tau=settings.tau, beta=settings.beta
+            )
             if matches(label):
                 found.add(pair.reference_id)
     return [
@@ -206,9 +206,15 @@ def _pairs(store: AuditStore, key: str, arm: Arm) -> Iterator[tuple[tuple[str, s
     table = arm.rows(store, "similarities", key)
     for group in table.partition_by([*_IMAGE, "masking"], maintain_order=True):
         first = group.row(0, named=True)
-        rows = group.select("reference_id", *SIMILARITIES).iter_rows()
         image = (first["method"], first["prompt_id"], first["seed"])
-        yield image, first["masking"], [PairSimilarity(*row) for row in rows]
+        yield image, first["masking"], [_pair(row) for row in group.iter_rows(named=True)]
+
+
+def _pair(row: dict[str, Any]) -> PairSimilarity:
+    """A row of `similarities`."""
+    values = {region: row[f"{region}_similarity"] for region in (*REGIONS, "common_foreground")}
+    objects = {name: tuple(row[name]) for name in OBJECT_COLUMNS}
+    return PairSimilarity(row["reference_id"], **values, **objects, transform=row["transform"])
 
 
 def summary_labels(store: AuditStore, key: str, arm: Arm = BASELINE) -> pl.DataFrame:

@@ -20,19 +20,20 @@ from fbmem_core.store.tables import digest
 
 if TYPE_CHECKING:
     from fbmem_core.labels import PairSimilarity
-    from fbmem_core.retrieval.image_sets import ImageSet, Planes
+    from fbmem_core.retrieval.image_sets import ImageSet
+    from fbmem_core.retrieval.planes import Planes
     from fbmem_core.retrieval.prefilter import Prefilter
 
 STAGE = "neighbors"
 _BLOCK = 64  # generations that are compared together, about
-_VERSION = 3  # raise it when the same images begin to give other neighbors
+_VERSION = 4  # raise it when the same images begin to give other neighbors
 
 
 def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
     """The asset of one pass, and its check."""
 
     def work(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
-        _compare_missing(context, store, arm, part)
+        compare_missing(context, store, arm, part)
 
     @table_asset(
         table="neighbors",
@@ -78,9 +79,10 @@ def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinitio
 neighbors, every_generation_has_neighbors = neighbors_of(BASELINE)
 
 
-def _compare_missing(context: dg.OpExecutionContext, store: AuditStore, arm: Arm, part: Part) -> None:
+def compare_missing(context: dg.OpExecutionContext, store: AuditStore, arm: Arm, part: Part) -> None:
     """Write a file for every prompt and method of this part that has none yet."""
-    from fbmem_core.retrieval.neighbors import nearest_pairs
+    from fbmem_core.retrieval.moved import MovedCopies
+    from fbmem_core.retrieval.search import search
 
     key, tables = context.partition_key, store.tables
     audit, _ = store.audit(key)
@@ -90,8 +92,11 @@ def _compare_missing(context: dg.OpExecutionContext, store: AuditStore, arm: Arm
         tables.keep_shards(table, key, every, among=f"{arm.shard}*")
     shards = dict(part.of(list(every.items())))
     whole = tables.shards("neighbors", key, shards, report=context.log.warning)
+    whole = tables.shards("similarities", key, whole, report=context.log.warning)
     missing = {shard: rows for shard, rows in shards.items() if shard not in whole}
     references = reference_planes(store, key, arm) if missing else {}
+    # the paper's own definition, composite, is compared in place alone
+    moved = {m: MovedCopies(planes.images, settings.alignment) for m, planes in references.items() if m == "masked"}
     prefilter = _prefilter(store, key, references) if missing else None
     if prefilter is not None and not arm.is_mitigated and part.number == 1:
         tables.write("prefilter_recalls", key, _recalls(store, key, references, prefilter))
@@ -101,14 +106,8 @@ def _compare_missing(context: dg.OpExecutionContext, store: AuditStore, arm: Arm
         found: dict[str, list[dict[str, Any]]] = {}
         scored: dict[str, list[dict[str, Any]]] = {}
         for masking, planes in references.items():
-            for image_id, nearest, pairs in nearest_pairs(
-                images,
-                planes,
-                masking=planes.masking,
-                top_k=settings.top_k,
-                floor=settings.lowest,
-                tau=settings.tau,
-                candidates=candidates,
+            for image_id, nearest, pairs in search(
+                images, planes, settings, moved=moved.get(masking), candidates=candidates
             ):
                 found.setdefault(image_id, []).extend({"masking": masking, **asdict(neighbor)} for neighbor in nearest)
                 scored.setdefault(image_id, []).extend(pair_rows(masking, pairs))
@@ -123,9 +122,12 @@ def _compare_missing(context: dg.OpExecutionContext, store: AuditStore, arm: Arm
 
 def pair_rows(masking: str, pairs: "Sequence[PairSimilarity]") -> list[dict[str, Any]]:
     """What `similarities` says of one image's pairs."""
+    from fbmem_core.labels import OBJECT_COLUMNS
+
     return [
-        {"masking": masking, "reference_id": pair.reference_id}
-        | {f"{region}_similarity": getattr(pair, region) for region in REGIONS}
+        {"masking": masking, "reference_id": pair.reference_id, "transform": pair.transform}
+        | {f"{region}_similarity": getattr(pair, region) for region in (*REGIONS, "common_foreground")}
+        | {name: list(getattr(pair, name)) for name in OBJECT_COLUMNS}
         for pair in pairs
     ]
 
@@ -144,7 +146,8 @@ def generation_set(store: AuditStore, key: str, rows: pl.DataFrame) -> "ImageSet
 def reference_planes(store: AuditStore, key: str, arm: Arm) -> "dict[str, Planes]":
     """The usable references as each region definition of the pass compares them, kept on disk beside the tables."""
     from fbmem_core.diffusion.checkpoint import choose_device
-    from fbmem_core.retrieval.image_sets import Planes, load_image_set
+    from fbmem_core.retrieval.image_sets import load_image_set
+    from fbmem_core.retrieval.planes import Planes
 
     audit, _ = store.audit(key)
     settings = audit.similarity
@@ -154,7 +157,7 @@ def reference_planes(store: AuditStore, key: str, arm: Arm) -> "dict[str, Planes
     folder = store.tables.local / "cache" / "references" / name
     items = [(name, Path(path), mattes[name]) for name, path in rows]
     with held(folder.with_name(f"{name}.lock")):  # made once, however many steps ask for it
-        images = load_image_set(items, size=settings.size, folder=folder)
+        images = load_image_set(items, size=settings.size, crops=True, folder=folder)
         return {r: Planes(images, r, device=choose_device(settings.device)) for r in arm.maskings(audit)}
 
 
@@ -237,7 +240,7 @@ def _reference_facts(store: AuditStore, key: str) -> list[Any]:
 def _shards(store: AuditStore, key: str, arm: Arm) -> dict[str, pl.DataFrame]:
     """The generations of each prompt and method, under a name that changes with all that their neighbors depend on."""
     audit, _ = store.audit(key)
-    settings = audit.similarity.model_dump(include={"size", "tau", "floor", "top_k"})
+    settings = audit.similarity.model_dump(include={"size", "tau", "floor", "top_k", "alignment"})
     settings["masking"] = arm.maskings(audit)
     if audit.similarity.prefilter != "none":
         settings |= audit.similarity.model_dump(include={"prefilter", "num_candidates"})

@@ -5,15 +5,15 @@ import polars as pl
 
 from fbmem_assets.orchestration.arms import BASELINE, Arm
 from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.resources import AuditStore
+from fbmem_assets.orchestration.shards import WHOLE
 from fbmem_assets.orchestration.tables import table_asset, table_result
 from fbmem_assets.stages import neighbors as neighbors_stage
-from fbmem_assets.stages.masks import generation_image_id
 from fbmem_core.audit.config import REGIONS
 
 STAGE = "similarities"
 _IMAGE = ["method", "prompt_id", "seed"]
-_PAIR = [*_IMAGE, "masking", "reference_id"]
+_PAIR = [*_IMAGE, "masking", "reference_id", "transform"]
 
 
 def similarities_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
@@ -27,7 +27,7 @@ def similarities_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefini
         name=arm.name("similarities"),
     )
     def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
-        """One row per (method, prompt_id, seed, reference_id, region): full, foreground, background and average."""
+        """One row per (method, prompt_id, seed, reference_id, masking, transform): similarities by region."""
         key = context.partition_key
         _score_missing(context, store, arm)
         return table_result(store, "similarities", key, arm.rows(store, "similarities", key))
@@ -54,21 +54,8 @@ similarities, every_neighbor_is_scored = similarities_of(BASELINE)
 
 def _score_missing(context: dg.AssetExecutionContext, store: AuditStore, arm: Arm) -> None:
     """`neighbors` writes the similarities of what it compares; here only those that were lost since are made again."""
-    from fbmem_core.retrieval.neighbors import pair_similarities
-
-    key, tables = context.partition_key, store.tables
-    shards = [shard for shard in tables.shards("neighbors", key) if shard.startswith(f"{arm.shard}-")]
-    whole = tables.shards("similarities", key, report=context.log.warning)
-    missing = [shard for shard in shards if shard not in whole]
-    references = neighbors_stage.reference_planes(store, key, arm) if missing else {}
-    for shard in track(context, missing, what="scoring pairs"):
-        pairs = tables.read("neighbors", key, shard=shard).select(_PAIR).unique(maintain_order=True)
-        rows = arm.rows(store, "generations", key).join(pairs, on=_IMAGE, how="semi")
-        images, scored = neighbors_stage.generation_set(store, key, rows), []
-        fact_of = {generation_image_id(**fact): fact for fact in rows.select(_IMAGE).to_dicts()}
-        for masking, planes in references.items():
-            of_region = pairs.filter(masking=masking)
-            wanted = [(generation_image_id(*row[:3]), row[4]) for row in of_region.iter_rows()]
-            for image_id, found in pair_similarities(images, planes, wanted, masking=planes.masking):
-                scored += [{**fact_of[image_id], **row} for row in neighbors_stage.pair_rows(masking, found)]
-        tables.write("similarities", key, scored, shard=shard)
+    tables = store.tables
+    shards = [shard for shard in tables.shards("neighbors", context.partition_key) if shard.startswith(f"{arm.shard}-")]
+    whole = tables.shards("similarities", context.partition_key, report=context.log.warning)
+    if set(shards) - whole:
+        neighbors_stage.compare_missing(context, store, arm, WHOLE)

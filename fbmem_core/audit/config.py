@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 Masking = Literal["masked", "composite"]
+Alignment = Literal["none", "fast", "thorough"]
 Rule = Literal["paper", "released", "per_region"]
 Layers = Literal["released", "all"]
 Mode = Literal["paper", "released"]
@@ -74,12 +75,13 @@ class Similarity(_Section):
 
     size: int = Field(512, ge=MIN_SIMILARITY_SIZE, le=4096)
     masking: Annotated[list[Masking], BeforeValidator(_as_list), Field(min_length=1)] = ["masked"]
-    rule: Annotated[list[Rule], BeforeValidator(_as_list), Field(min_length=1)] = ["paper"]
+    rule: Annotated[list[Rule], BeforeValidator(_as_list), Field(min_length=1)] = ["per_region"]
     tau: float = Field(TAU, gt=0, le=1)
     beta: float = Field(BETA, ge=0, lt=0.5)
     top_k: int = Field(5, ge=1)
     floor: float | None = Field(None, ge=0, le=1)
     device: str = Field("auto", pattern=DEVICE_PATTERN)
+    alignment: Alignment = "fast"
     prefilter: Literal["none", "pipeline", "open_clip"] = "none"
     num_candidates: int = Field(1000, ge=1)
     num_checked: int = Field(20, ge=0)

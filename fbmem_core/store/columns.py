@@ -34,6 +34,7 @@ _ANYWHERE = {
     "similarity": "MS-SSIM of the region",
     "stage": "of the search: initial or refined",
     "stddev": "standard deviation",
+    "transform": "the reference as it was compared: whole, center crop, or how it was moved",
     "threshold": "similarity of noise differences beyond which a prompt counts as memorized",
     "width": "px",
 }
@@ -73,7 +74,14 @@ _OF_TABLE = {
         "num_kept": "of them, those among the candidates",
         "recall": "num_kept / num_pairs",
     },
-    "similarities": {"average_similarity": "mean of foreground and background similarity"},
+    "similarities": {
+        "object_areas": "of each object of the generation, its share of the image",
+        "object_similarities": "MS-SSIM of each; null: without texture",
+        "reference_object_areas": "of each object of the reference, its share of the image",
+        "reference_object_similarities": "MS-SSIM of each; null: without texture",
+        "common_foreground_similarity": "MS-SSIM of the most similar object that both mattes show",
+        "average_similarity": "mean of foreground and background similarity",
+    },
     "labels": {
         "full_reference_id": "reference of the highest full similarity",
         "foreground_reference_id": "reference of the highest foreground similarity",

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 _TEXT, _WHOLE, _REAL, _TRUTH = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _TIME, _TEXTS = pa.timestamp("us", tz="UTC"), pa.list_(pa.string())
+_REALS = pa.list_(pa.float64())
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ _ALL = (
         (*_IMAGE, "masking", "region", "rank"),
         {
             **_IMAGE, "masking": _TEXT, "region": _TEXT, "rank": _WHOLE, "reference_id": _TEXT, "similarity": _REAL,
-            "complete": _TRUTH,
+            "complete": _TRUTH, "transform": _TEXT,
         },
     ),
     Table(
@@ -91,9 +92,13 @@ _ALL = (
     ),
     Table(
         "similarities",
-        "One row per image, reference and masking, for every pair that is a neighbor by any region.",
-        (*_IMAGE, "reference_id", "masking"),
-        {**_IMAGE, "reference_id": _TEXT, "masking": _TEXT, **_VALUES, "average_similarity": _REAL},
+        "One row per image, reference, masking and transform, for every pair that is a neighbor by any region.",
+        (*_IMAGE, "reference_id", "masking", "transform"),
+        {
+            **_IMAGE, "reference_id": _TEXT, "masking": _TEXT, **_VALUES, "average_similarity": _REAL,
+            "common_foreground_similarity": _REAL, "object_areas": _REALS, "object_similarities": _REALS,
+            "reference_object_areas": _REALS, "reference_object_similarities": _REALS, "transform": _TEXT,
+        },
     ),
     Table(
         "labels",
@@ -102,6 +107,7 @@ _ALL = (
         {
             **_IMAGE, "masking": _TEXT, "rule": _TEXT, "label": _TEXT, **_VALUES, "full_reference_id": _TEXT,
             "foreground_reference_id": _TEXT, "background_reference_id": _TEXT,
+            "foreground_copied": _TRUTH, "background_copied": _TRUTH, "transform": _TEXT,
         },
     ),
     Table(

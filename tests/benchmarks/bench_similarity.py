@@ -20,8 +20,9 @@ from PIL import Image
 
 from fbmem_core.audit.config import TAU
 from fbmem_core.canary.pictures import draw_object, random_creature, random_object
-from fbmem_core.retrieval.image_sets import ImageSet, Planes
+from fbmem_core.retrieval.image_sets import ImageSet
 from fbmem_core.retrieval.neighbors import FLOOR, nearest_references
+from fbmem_core.retrieval.planes import Planes
 from fbmem_core.similarity.regions import MEASURES, region_similarity
 from fbmem_core.similarity.sscd import Sscd
 
