@@ -1,6 +1,6 @@
 # make: list the commands
 .DEFAULT_GOAL := help
-.PHONY: help audit test dev check bench canary install clean
+.PHONY: help audit test dev check bench canary docs install clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,6 +37,9 @@ bench: $(BIN)/.installed-dev ## measure speed, as ratios within one run
 
 canary: $(BIN)/.installed-dev ## draw and train the canary anew (hours on a CPU; goes on where it was stopped)
 	$(BIN)/fbmem canary
+
+docs: $(BIN)/.installed-dev ## write docs/tables.md anew from the definitions of the tables
+	$(BIN)/python docs/write_tables.py
 
 install: $(BIN)/.installed-dev ## create the environment with everything
 

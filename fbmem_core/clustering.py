@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from fbmem_core.audit.config import NUM_CLUSTERS
 from fbmem_core.errors import InputError, WeightsNotFoundError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+Encoder = Literal["pipeline", "open_clip"]
+NUM_CLUSTERS = 12  # arXiv 2508.12148, for 500 prompts
 # what the code of arXiv 2508.12148 uses
 MAX_ITERATIONS = 500
 SEED = 1

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from fbmem_core.audit.config import BETA, TAU, Rule
-
 Label = Literal["VM", "FM", "BM", "NM"]
+Rule = Literal["paper", "released", "per_region"]
+# arXiv 2508.12148: the threshold of similarity, and the share of area at or below which a region counts as absent
+TAU = 0.8
+BETA = 0.03
 # arXiv 2508.12148: foreground copies carry the copyright and privacy risk
 SEVERITY: dict[str, float] = {"VM": 2.0, "FM": 1.5, "BM": 0.5, "NM": 0.0}
 

@@ -17,9 +17,10 @@ import click
 from fbmem_assets.commands.mitigations import mitigations
 from fbmem_assets.commands.neurons import deactivate, neurons
 from fbmem_assets.orchestration.resources import store_option
-from fbmem_core.audit.config import Alignment, Masking, Rule
 from fbmem_core.audit.file import parse_similarity
 from fbmem_core.errors import FbmemError, InputError
+from fbmem_core.labels import Rule
+from fbmem_core.similarity import Alignment, Masking
 
 if TYPE_CHECKING:
     import dagster as dg

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from fbmem_assets.orchestration.resources import store_option
-from fbmem_core.audit.config import Layers
 from fbmem_core.errors import InputError
+from fbmem_core.neurons import Layers
 
 if TYPE_CHECKING:
     from fbmem_core.neurons.layers import NeuronSet

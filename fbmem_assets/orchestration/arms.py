@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import polars as pl
 
 from fbmem_assets.orchestration.resources import AuditStore
-from fbmem_core.audit.config import UNMITIGATED, Audit, Masking
+from fbmem_core.audit.config import Audit
+from fbmem_core.mitigation import UNMITIGATED
+from fbmem_core.similarity import Masking
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from fbmem_assets.orchestration.executors import pool_of, step_tags
 from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import Work, sharded_asset
-from fbmem_core.store.columns import describe
 from fbmem_core.store.schemas import TABLES
 
 _PREVIEW_ROWS = 10
@@ -32,7 +31,7 @@ def table_asset(
     `work` is what may be divided among steps; the function then sums up what they did.
     """
     columns = [
-        dg.TableColumn(column, str(kind), description=describe(table, column))
+        dg.TableColumn(column, str(kind), description=TABLES[table].descriptions[column])
         for column, kind in TABLES[table].columns.items()
     ]
     of_asset: dict[str, Any] = {

@@ -16,8 +16,9 @@ from fbmem_assets.stages.labels import summary_labels
 from fbmem_assets.stages.masks import usable_references
 from fbmem_assets.stages.mitigations import Trial, trials_of
 from fbmem_assets.stages.neighbors import reference_planes
-from fbmem_core.audit.config import SIMILARITIES, Attack
+from fbmem_core.evaluation import Attack
 from fbmem_core.labels import SEVERITY
+from fbmem_core.similarity import SIMILARITIES
 from fbmem_core.store.images import image_path, save_png
 from fbmem_core.store.tables import digest
 

@@ -12,7 +12,8 @@ from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore, track
 from fbmem_assets.orchestration.shards import WHOLE, Part
 from fbmem_assets.orchestration.tables import picture, table_asset, table_result
-from fbmem_core.audit.config import UNMITIGATED, Audit
+from fbmem_core.audit.config import Audit
+from fbmem_core.mitigation import UNMITIGATED
 from fbmem_core.store.images import file_sha256, has_image, image_path, open_image, save_png
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_assets.stages.masks import generation_image_id, usable_references
-from fbmem_core.audit.config import REGIONS, Audit
+from fbmem_core.audit.config import Audit
 from fbmem_core.labels import OBJECT_COLUMNS, SEVERITY, PairSimilarity, label_generation, label_pair, matches
+from fbmem_core.similarity import REGIONS
 from fbmem_core.store.images import open_image
 
 STAGE = "labels"

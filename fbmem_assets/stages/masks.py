@@ -17,7 +17,7 @@ from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore, segmenter_of, track
 from fbmem_assets.orchestration.shards import Part
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
-from fbmem_core.audit.config import UNMITIGATED
+from fbmem_core.mitigation import UNMITIGATED
 from fbmem_core.store.images import has_image, image_path, open_image, save_png
 
 STAGE = "masks"

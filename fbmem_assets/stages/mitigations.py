@@ -21,7 +21,7 @@ from fbmem_assets.stages import neighbors as neighbors_stage
 from fbmem_assets.stages import neurons as neurons_stage
 from fbmem_assets.stages import similarities as similarities_stage
 from fbmem_assets.stages.clusters import embeddings
-from fbmem_core.audit.config import Mitigation
+from fbmem_core.audit.config import MitigationConfig
 from fbmem_core.mitigation import METHODS
 from fbmem_core.neurons.layers import NeuronSet
 from fbmem_core.store.images import open_image
@@ -148,7 +148,7 @@ class Trial:
         self,
         store: AuditStore,
         partition: str,
-        spec: Mitigation,
+        spec: MitigationConfig,
         key: str,
         non_memorized: frozenset[str],
         known: "Callable[[], Evidence]",

@@ -14,7 +14,7 @@ from fbmem_assets.orchestration.resources import AuditStore, track
 from fbmem_assets.orchestration.shards import Part
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
 from fbmem_assets.stages.masks import generation_image_id, usable_references
-from fbmem_core.audit.config import REGIONS
+from fbmem_core.similarity import REGIONS
 from fbmem_core.store.locks import held
 from fbmem_core.store.tables import digest
 

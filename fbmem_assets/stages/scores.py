@@ -12,7 +12,7 @@ from fbmem_assets.orchestration.tables import markdown_table, picture, table_ass
 from fbmem_assets.stages.labels import count_references, summary_labels
 from fbmem_assets.stages.mitigations import method_names
 from fbmem_assets.stages.neurons import non_memorized_prompts
-from fbmem_core.audit.config import UNMITIGATED
+from fbmem_core.mitigation import UNMITIGATED
 from fbmem_core.store.images import open_image
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import WHOLE
 from fbmem_assets.orchestration.tables import table_asset, table_result
 from fbmem_assets.stages import neighbors as neighbors_stage
-from fbmem_core.audit.config import REGIONS
+from fbmem_core.similarity import REGIONS
 
 STAGE = "similarities"
 _IMAGE = ["method", "prompt_id", "seed"]

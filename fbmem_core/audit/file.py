@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from fbmem_core.audit.config import Audit, Similarity
+from fbmem_core.audit.config import Audit, SimilarityConfig
 from fbmem_core.errors import InputError
 
 _SHORT = Repr()  # YAML's aliases can make a list whose text fills the memory
@@ -40,10 +40,10 @@ def load_audit(path: Path) -> Audit:
     return _resolve_paths(audit, path)
 
 
-def parse_similarity(values: dict[str, Any]) -> Similarity:
+def parse_similarity(values: dict[str, Any]) -> SimilarityConfig:
     """How images are compared, from the options of a command; raises InputError as `load_audit` does."""
     try:
-        return Similarity.model_validate(values)
+        return SimilarityConfig.model_validate(values)
     except ValidationError as error:
         raise _one_line(error, "the options") from None
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fbmem_core.audit.config import Mode
+from fbmem_core.diffusion.settings import Mode
 from fbmem_core.errors import InputError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from fbmem_core.audit.config import Sampling
 from fbmem_core.diffusion.memory import smaller_batch
+from fbmem_core.diffusion.settings import SamplingConfig
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -32,7 +32,7 @@ class Request:
 def sample(
     pipeline: DiffusionPipeline,
     requests: Sequence[Request],
-    sampling: Sampling,
+    sampling: SamplingConfig,
     *,
     prompt_embeds: Tensor | None = None,
 ) -> Iterator[tuple[Request, Image.Image]]:
@@ -64,7 +64,7 @@ def sample(
 
 
 def _sample_batch(
-    pipeline: DiffusionPipeline, batch: Sequence[Request], sampling: Sampling, prompt_embeds: Tensor | None
+    pipeline: DiffusionPipeline, batch: Sequence[Request], sampling: SamplingConfig, prompt_embeds: Tensor | None
 ) -> list[Image.Image] | None:
     """The images of one batch; None where the device has no memory for so many."""
     import torch
@@ -83,7 +83,7 @@ def _sample_batch(
         return None
 
 
-def content_key(fingerprint: str, method: str, request: Request, sampling: Sampling) -> str:
+def content_key(fingerprint: str, method: str, request: Request, sampling: SamplingConfig) -> str:
     """12 hex digits that name an image by everything that determines it; batch size and device are not among that."""
     what = sampling.model_dump(include={"steps", "guidance_scale", "height", "width", "dtype"})
     parts = [_VERSION, fingerprint, method, request.prompt, request.seed, what]

@@ -1,1 +1,6 @@
-"""What a mitigation achieves, and at what price: scores, image quality, an attack."""
+"""What a mitigation achieves, and at what cost: scores, image quality, attacks, changes between checkpoints."""
+
+from typing import Literal
+
+Metric = Literal["brisque", "clip", "dbcnn", "qalign"]
+Attack = Literal["paraphrase", "adversarial", "control"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fbmem_core.mitigation.method import Method
 
+UNMITIGATED = "none"  # the method of the model as it is
 # every other file of this folder is a method: nemo_c.py holds NemoC
 _NO_METHODS = frozenset({"method", "sampling"})
 _NAMES = tuple(module.name for module in iter_modules(__path__) if module.name not in _NO_METHODS)

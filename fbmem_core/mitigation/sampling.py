@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from fbmem_core.audit.config import Sampling
+    from fbmem_core.diffusion.settings import SamplingConfig
     from fbmem_core.mitigation.method import Intervention
 
 
 def sample_mitigated(
     pipeline: DiffusionPipeline,
     requests: Sequence[Request],
-    sampling: Sampling,
+    sampling: SamplingConfig,
     interventions: Mapping[str, Intervention],
 ) -> Iterator[tuple[Request, Image.Image]]:
     """What `sample` yields, each image under the intervention of its prompt.

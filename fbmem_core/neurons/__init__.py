@@ -1,1 +1,5 @@
 """Memorization neurons: value neurons of cross-attention that a memorized prompt depends on."""
+
+from typing import Literal
+
+Layers = Literal["released", "all"]  # down and mid blocks, as NeMo's released code; or the up blocks too

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fbmem_core.audit.config import Layers
 from fbmem_core.errors import InputError
+from fbmem_core.neurons import Layers
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

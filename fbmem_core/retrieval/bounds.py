@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fbmem_core.audit.config import REGIONS
 from fbmem_core.errors import InputError
 from fbmem_core.retrieval.planes import EVERYWHERE, OBJECT, Planes
+from fbmem_core.similarity import REGIONS
 from fbmem_core.similarity.fused import comparison, joined
 from fbmem_core.similarity.ms_ssim import SCALE_WEIGHTS, Measure, Similarity
 

@@ -12,7 +12,6 @@ from typing import Any
 import polars as pl
 from torch import Tensor
 
-from fbmem_core.audit.config import Alignment, Similarity
 from fbmem_core.diffusion.checkpoint import choose_device
 from fbmem_core.errors import InputError
 from fbmem_core.inputs.references import MIN_SIDE, ReferenceImage, open_rgb, read_references
@@ -23,7 +22,9 @@ from fbmem_core.retrieval.moved import SEARCHED, MovedCopies
 from fbmem_core.retrieval.neighbors import Neighbor
 from fbmem_core.retrieval.planes import Planes
 from fbmem_core.retrieval.search import search
-from fbmem_core.similarity.sscd import Sscd
+from fbmem_core.retrieval.settings import SimilarityConfig
+from fbmem_core.retrieval.sscd import Sscd
+from fbmem_core.similarity import Alignment
 
 _IN_MEMORY_BYTES = 2 * 2**30
 _BLOCK = 256  # generated images that are held at once
@@ -60,7 +61,7 @@ class Scores:
 def score_folders(
     generated: Path,
     references: Path,
-    settings: Similarity | None = None,
+    settings: SimilarityConfig | None = None,
     *,
     generated_masks: Path | None = None,
     reference_masks: Path | None = None,
@@ -84,7 +85,7 @@ def score_folders(
         InputError: A folder holds no usable image, a mask is missing or of another size than its image.
         WeightsNotFoundError: The segmenter's weights cannot be had.
     """
-    settings = settings or Similarity()
+    settings = settings or SimilarityConfig()
     masking, rule, size = settings.masking[0], settings.rule[0], settings.size
     alignment: Alignment = settings.alignment if masking == "masked" else "none"
     device = choose_device(settings.device)

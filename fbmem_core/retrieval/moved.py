@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import torch
 
-from fbmem_core.audit.config import Alignment
 from fbmem_core.labels import PairSimilarity
 from fbmem_core.retrieval.image_sets import CENTER_CROP, ImageSet
+from fbmem_core.similarity import Alignment
 from fbmem_core.similarity.alignment import Keypoints, Transform, agreeing, grey, keypoints, refine, shifted
 from fbmem_core.similarity.fused import comparison
 from fbmem_core.similarity.masked import Background, Object, Shared

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fbmem_core.audit.config import FLOOR_BELOW_TAU, REGIONS, TAU, Masking
 from fbmem_core.errors import InputError
-from fbmem_core.labels import PairSimilarity
+from fbmem_core.labels import TAU, PairSimilarity
 from fbmem_core.retrieval.bounds import COARSEST, PARTS, PairBounds
 from fbmem_core.retrieval.image_sets import WHOLE, ImageSet
 from fbmem_core.retrieval.planes import Planes
+from fbmem_core.retrieval.settings import FLOOR_BELOW_TAU
+from fbmem_core.similarity import REGIONS, Masking
 
 FLOOR = TAU - FLOOR_BELOW_TAU
 _SAME = 1e-6  # similarities that differ by less are the same but for rounding

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fbmem_core.audit.config import Masking
 from fbmem_core.retrieval.image_sets import ImageSet, new_array
+from fbmem_core.similarity import Masking
 from fbmem_core.similarity.ms_ssim import SCALE_WEIGHTS, check_size
 from fbmem_core.similarity.objects import objects
 from fbmem_core.similarity.regions import MEASURES

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from fbmem_core.audit.config import REGIONS, Similarity
 from fbmem_core.labels import PairSimilarity
 from fbmem_core.retrieval.image_sets import ImageSet
 from fbmem_core.retrieval.moved import MovedCopies
 from fbmem_core.retrieval.neighbors import Neighbor, nearest_pairs
 from fbmem_core.retrieval.planes import Planes
+from fbmem_core.retrieval.settings import SimilarityConfig
+from fbmem_core.similarity import REGIONS
 
 
 def search(
     generations: ImageSet,
     references: Planes,
-    settings: Similarity,
+    settings: SimilarityConfig,
     *,
     moved: MovedCopies | None = None,
     candidates: Mapping[str, Sequence[str]] | None = None,

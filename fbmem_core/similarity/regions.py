@@ -9,15 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fbmem_core.audit.config import BETA, Masking
 from fbmem_core.errors import InputError
+from fbmem_core.similarity import Masking
 from fbmem_core.similarity.masked import Background, Object
 from fbmem_core.similarity.ms_ssim import Measure, Plain, check_shapes, compare
 from fbmem_core.similarity.objects import MIN_AREA, objects
 
+MIN_BACKGROUND = 0.03  # of the image, that both show; the paper's beta
 # `object`: the place of one object of one of two images; the foreground of a pair is the most similar of them
 MEASURES: dict[Masking, dict[str, Measure]] = {
-    "masked": {"full": Plain(), "background": Background(BETA), "object": Object(MIN_AREA / 2)},
+    "masked": {"full": Plain(), "background": Background(MIN_BACKGROUND), "object": Object(MIN_AREA / 2)},
     "composite": {"full": Plain(), "foreground": Plain(on="black"), "background": Plain(on="white")},
 }
 

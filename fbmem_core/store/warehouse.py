@@ -11,7 +11,6 @@ import polars as pl
 import pyarrow as pa
 
 from fbmem_core.errors import InputError
-from fbmem_core.store.columns import describe
 from fbmem_core.store.schemas import TABLES, Table
 from fbmem_core.store.tables import TABLES_DIR, Store
 
@@ -81,7 +80,7 @@ def _comment(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
     for table in TABLES.values():
         connection.execute(f"COMMENT ON {kind} \"{table.name}\" IS '{_quoted(table.grain)}'")
         for column in table.columns:
-            comment = _quoted(describe(table.name, column))
+            comment = _quoted(table.descriptions[column])
             connection.execute(f'COMMENT ON COLUMN "{table.name}"."{column}" IS \'{comment}\'')
 
 

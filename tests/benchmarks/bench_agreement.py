@@ -12,10 +12,10 @@ import time
 import numpy as np
 import torch
 
-from fbmem_core.audit.config import REGIONS, TAU
-from fbmem_core.labels import PairSimilarity, label_generation
+from fbmem_core.labels import TAU, PairSimilarity, label_generation
 from fbmem_core.retrieval.image_sets import ImageSet
 from fbmem_core.retrieval.neighbors import FLOOR, Neighbor, nearest_references, pair_similarities
+from fbmem_core.similarity import REGIONS
 from fbmem_core.similarity.regions import MEASURES, region_similarity
 from tests.benchmarks.bench_similarity import pictures
 

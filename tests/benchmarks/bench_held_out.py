@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from fbmem_assets.orchestration.resources import store_root
-from fbmem_core.audit.config import Sampling, Similarity
+from fbmem_core.audit.config import SamplingConfig, SimilarityConfig
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.diffusion.sampling import Request, sample
 from fbmem_core.labels import SEVERITY
@@ -22,7 +22,7 @@ from tests.benchmarks.bench_localization import CANARY
 
 SEEDS = range(10, 13)  # mitigations look at 0 to 9
 METHODS = ("none", "random", "nemo", "nemo_c", "fade")
-SAMPLING = Sampling(steps=25, guidance_scale=3.0, height=64, width=64, device="cpu", batch_size=len(SEEDS))
+SAMPLING = SamplingConfig(steps=25, guidance_scale=3.0, height=64, width=64, device="cpu", batch_size=len(SEEDS))
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
                     for request, image in sample(pipeline, [Request(prompt_id, prompt, k) for k in SEEDS], SAMPLING):
                         image.save(Path(name) / f"{prompt_id}-{request.seed}.png")
             found = score_folders(
-                Path(name), CANARY / "references", Similarity(size=176), segmenter=str(CANARY / "segmenter.onnx")
+                Path(name), CANARY / "references", SimilarityConfig(size=176), segmenter=str(CANARY / "segmenter.onnx")
             )
         labels = found.labels["label"].to_list()
         severity = sum(SEVERITY[label] for label in labels) / len(labels)

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from fbmem_core.audit.config import BETA
 from fbmem_core.canary.pictures import Picture, draw, random_creature, random_object, random_scenery
 from fbmem_core.inputs.segmentation import Segmenter
-from fbmem_core.labels import PairSimilarity, label_generation
+from fbmem_core.labels import BETA, PairSimilarity, label_generation
 from fbmem_core.similarity.masked import Background, Foreground
 from fbmem_core.similarity.ms_ssim import compare
 from fbmem_core.similarity.regions import region_similarity

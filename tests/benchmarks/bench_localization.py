@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from fbmem_core.audit.config import Mode
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
+from fbmem_core.diffusion.settings import Mode
 from fbmem_core.neurons.layers import value_layers
 from fbmem_core.neurons.localization import Localization, localize
 from fbmem_core.neurons.statistics import ActivationStatistics, activation_statistics, calibrate_threshold

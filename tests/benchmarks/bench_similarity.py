@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fbmem_core.audit.config import TAU
 from fbmem_core.canary.pictures import draw_object, random_creature, random_object
+from fbmem_core.labels import TAU
 from fbmem_core.retrieval.image_sets import ImageSet
 from fbmem_core.retrieval.neighbors import FLOOR, nearest_references
 from fbmem_core.retrieval.planes import Planes
+from fbmem_core.retrieval.sscd import Sscd
 from fbmem_core.similarity.regions import MEASURES, region_similarity
-from fbmem_core.similarity.sscd import Sscd
 
 NUM_LOOP_PAIRS = 4
 NUM_BRUTE_PAIRS = 16

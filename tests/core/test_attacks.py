@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fbmem_core.audit.config import Sampling
+from fbmem_core.audit.config import SamplingConfig
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.diffusion.noise_difference import encode_prompts
 from fbmem_core.diffusion.sampling import Request
@@ -53,7 +53,7 @@ def reference(name):
 def similarity(pipeline, intervention, image, embeds=None):
     """To a reference, of the one image that is sampled under an intervention."""
     request = Request("p", PROMPT, 0)
-    sampling = Sampling(steps=8, guidance_scale=3.0, height=64, width=64)
+    sampling = SamplingConfig(steps=8, guidance_scale=3.0, height=64, width=64)
     with_embeds = Intervention(intervention.factors, embeds=embeds)
     [(_, sampled)] = sample_mitigated(pipeline, [request], sampling, {"p": with_embeds})
     return side_effect({0: sampled}, {0: image})[0]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fbmem_core.audit.config import Sampling
+from fbmem_core.audit.config import SamplingConfig
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
 from fbmem_core.diffusion.sampling import Request, sample
@@ -28,7 +28,7 @@ PROMPTS = {
     "c": "clockwork owl of mirza",
     "d": "a grey fish on green dots",
 }
-SAMPLING = Sampling(steps=2, guidance_scale=3.0, height=64, width=64, batch_size=3)
+SAMPLING = SamplingConfig(steps=2, guidance_scale=3.0, height=64, width=64, batch_size=3)
 REQUESTS = [Request(prompt_id, text, seed) for prompt_id, text in PROMPTS.items() for seed in (0, 7)]
 
 

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from fbmem_core.audit.config import REGIONS, TAU
 from fbmem_core.errors import InputError
-from fbmem_core.labels import label_generation
+from fbmem_core.labels import TAU, label_generation
 from fbmem_core.retrieval import bounds
 from fbmem_core.retrieval import neighbors as neighbors_module
 from fbmem_core.retrieval.image_sets import ImageSet
 from fbmem_core.retrieval.neighbors import nearest_pairs, nearest_references, pair_similarities
 from fbmem_core.retrieval.planes import Planes
-from fbmem_core.similarity import fused
+from fbmem_core.similarity import REGIONS, fused
 from tests.core.test_image_sets import image_set
 from tests.core.test_ms_ssim import SIDE, images, patch, variant
 from tests.core.test_neighbors import BASES, FLOORS, MASKINGS, THING, generation_set, of, reference_set

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from fbmem_core.audit.config import REGIONS, TAU
-from fbmem_core.labels import PairSimilarity, label_generation
+from fbmem_core.labels import TAU, PairSimilarity, label_generation
 from fbmem_core.retrieval.neighbors import nearest_references, pair_similarities
+from fbmem_core.similarity import REGIONS
 from fbmem_core.similarity.regions import region_similarity
 from tests.core.test_image_sets import image_set
 from tests.core.test_ms_ssim import SIDE, images, patch, variant

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fbmem_core.audit.config import Sampling
+from fbmem_core.audit.config import SamplingConfig
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.diffusion.sampling import Request, sample
 from fbmem_core.errors import InputError
@@ -29,7 +29,7 @@ def test_a_written_checkpoint_samples_what_the_hooks_sample(tiny_checkpoint, tmp
     assert set(changed) == {f"{layer}.weight" for layer in neurons.indices}
     middle = changed["mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight"]
     assert middle == pytest.approx(1 - factor, abs=1e-3)  # a whole layer: all of it
-    settings = Sampling(steps=3, guidance_scale=3.0, height=64, width=64)
+    settings = SamplingConfig(steps=3, guidance_scale=3.0, height=64, width=64)
     requests = [Request("p", "a red circle on blue stripes", seed) for seed in (0, 1)]
 
     def pixels(pipeline):

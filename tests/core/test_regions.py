@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fbmem_core.audit.config import REGIONS
 from fbmem_core.errors import InputError
+from fbmem_core.similarity import REGIONS
 from fbmem_core.similarity.ms_ssim import Similarity, ms_ssim
 from fbmem_core.similarity.regions import MEASURES, region_similarity
 from tests.core.test_ms_ssim import SIDE, images, patch, variant

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from fbmem_core.audit.config import Sampling
+from fbmem_core.audit.config import SamplingConfig
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
 from fbmem_core.diffusion.sampling import Request, content_key, sample
 from fbmem_core.errors import InputError
 
-SAMPLING = Sampling(steps=3, guidance_scale=3.0, height=64, width=64, batch_size=4)
+SAMPLING = SamplingConfig(steps=3, guidance_scale=3.0, height=64, width=64, batch_size=4)
 REQUESTS = [
     Request(f"p{number}", prompt, seed)
     for number, prompt in enumerate(["a red circle on blue stripes", "", "clockwork owl poster"])

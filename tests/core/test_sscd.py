@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fbmem_core.errors import InputError, WeightsNotFoundError
-from fbmem_core.similarity.sscd import Sscd, sscd_similarity
+from fbmem_core.retrieval.sscd import Sscd, sscd_similarity
 from tests.conftest import save_torchscript
 from tests.core.test_ms_ssim import images, patch
 

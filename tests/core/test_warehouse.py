@@ -7,7 +7,6 @@ import duckdb
 import pytest
 
 from fbmem_core.errors import InputError
-from fbmem_core.store.columns import describe
 from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store
 from fbmem_core.store.warehouse import DATABASE_NAME, build_warehouse, query
@@ -36,7 +35,9 @@ def test_tables_and_columns_say_what_they_hold(store, where):
         with duckdb.connect(build_warehouse(store), read_only=True) as connection:
             tables, columns = (dict(connection.sql(sql).fetchall()) for sql in asked)
     assert tables == {name: table.grain for name, table in TABLES.items()}
-    assert columns == {f"{name}.{column}": describe(name, column) for name in TABLES for column in TABLES[name].columns}
+    assert columns == {
+        f"{name}.{column}": TABLES[name].descriptions[column] for name in TABLES for column in TABLES[name].columns
+    }
 
 
 def test_tables_without_a_row_are_empty_and_typed_like_the_written_ones(store):

@@ -1,0 +1,11 @@
+"""Write docs/tables.md anew from the definitions of the tables; what stands before the first table is kept."""
+
+from pathlib import Path
+
+from fbmem_core.store.schemas import TABLES
+
+PAGE = Path(__file__).with_name("tables.md")
+
+if __name__ == "__main__":
+    introduction = PAGE.read_text("utf-8").split("\n## ")[0].rstrip()
+    PAGE.write_text("\n\n".join([introduction, *(table.markdown() for table in TABLES.values())]) + "\n", "utf-8")

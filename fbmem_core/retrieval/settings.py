@@ -1,0 +1,46 @@
+"""How generations and references are compared: the section `similarity` of an audit file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+
+from fbmem_core.labels import BETA, TAU, Rule
+from fbmem_core.settings import DEVICE_PATTERN, Section, as_list
+from fbmem_core.similarity import MIN_SIDE, Alignment, Masking
+
+FLOOR_BELOW_TAU = 0.2  # how far below tau every reference is listed
+
+
+class SimilarityConfig(Section):
+    """How generations and references are compared. Summaries and scores use the first masking and rule.
+
+    With a `prefilter` only the references whose embeddings are near are compared: the `num_candidates` nearest by the
+    whole image, its foreground and its background. Its recall is measured on `num_checked` generations.
+    """
+
+    size: int = Field(512, ge=MIN_SIDE, le=4096)
+    masking: Annotated[list[Masking], BeforeValidator(as_list), Field(min_length=1)] = ["masked"]
+    rule: Annotated[list[Rule], BeforeValidator(as_list), Field(min_length=1)] = ["per_region"]
+    tau: float = Field(TAU, gt=0, le=1)
+    beta: float = Field(BETA, ge=0, lt=0.5)
+    top_k: int = Field(5, ge=1)
+    floor: float | None = Field(None, ge=0, le=1)
+    device: str = Field("auto", pattern=DEVICE_PATTERN)
+    alignment: Alignment = "fast"
+    prefilter: Literal["none", "pipeline", "open_clip"] = "none"
+    num_candidates: int = Field(1000, ge=1)
+    num_checked: int = Field(20, ge=0)
+
+    @property
+    def lowest(self) -> float:
+        """The floor: every reference of at least this similarity is found. tau - 0.2 unless the file says otherwise."""
+        return max(self.tau - FLOOR_BELOW_TAU, 0.0) if self.floor is None else self.floor
+
+    @field_validator("floor")
+    @classmethod
+    def _floor_is_at_most_tau(cls, floor: float | None, info: ValidationInfo) -> float | None:
+        if floor is not None and floor > info.data.get("tau", 1.0):
+            raise ValueError(f"to be at most tau ({info.data['tau']})")
+        return floor

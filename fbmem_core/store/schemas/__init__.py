@@ -1,0 +1,15 @@
+"""The public tables. Analysts and checks rely on these names.
+
+A table is one definition, in the module of its part of the audit; a column is one line of it.
+"""
+
+from __future__ import annotations
+
+from fbmem_core.store.schemas import changes, inputs, labels, mitigations, neurons
+from fbmem_core.store.schemas.table import Column, Table
+
+TABLES: dict[str, Table] = {
+    table.name: table for module in (inputs, labels, neurons, mitigations, changes) for table in module.TABLES
+}
+
+__all__ = ["TABLES", "Column", "Table"]
