@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fbmem_core.audit.results import AuditedCheckpoint, open_audit
     from fbmem_core.evaluation.scores import mitigation_score, score_difference
     from fbmem_core.labels import label_generation, label_pair
     from fbmem_core.retrieval.neighbors import nearest_references
@@ -11,11 +12,20 @@ if TYPE_CHECKING:
     from fbmem_core.similarity.regions import region_similarity
 
 __all__ = [
-    "label_generation", "label_pair", "mitigation_score", "ms_ssim", "nearest_references", "region_similarity",
+    "AuditedCheckpoint",
+    "label_generation",
+    "label_pair",
+    "mitigation_score",
+    "ms_ssim",
+    "nearest_references",
+    "open_audit",
+    "region_similarity",
     "score_difference",
 ]  # fmt: skip
 
 _HOMES = {
+    "AuditedCheckpoint": "fbmem_core.audit.results",
+    "open_audit": "fbmem_core.audit.results",
     "label_generation": "fbmem_core.labels",
     "label_pair": "fbmem_core.labels",
     "mitigation_score": "fbmem_core.evaluation.scores",

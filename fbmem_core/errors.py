@@ -6,7 +6,12 @@ from pathlib import Path
 
 
 class FbmemError(Exception):
-    """Something that the reader of the message can mend. Its text is one line and needs no traceback."""
+    """Something that the reader of the message can mend. Its text is one line and needs no traceback.
+
+    `exit_status` is what a command ends with.
+    """
+
+    exit_status = 2  # bad input
 
 
 class InputError(FbmemError):

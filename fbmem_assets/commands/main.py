@@ -273,21 +273,21 @@ def _print_outcome(store: Any, key: str, result: dg.ExecuteInProcessResult, chos
 
     from fbmem_assets.stages.labels import label_table
 
+    audit = store.open(key)
     for evaluation in result.get_asset_check_evaluations():
         if not evaluation.passed:
             facts = ", ".join(f"{name} {value.value}" for name, value in evaluation.metadata.items())
             click.echo(f"check failed: {evaluation.check_name} ({facts})", err=True)
     if "labels" in chosen:
-        rule = store.audit(key)[0].similarity.rule[0]
-        table = label_table(store, key).filter(pl.col("rule") == rule).drop("rule")
+        rule = audit.config.similarity.rule[0]
+        table = label_table(audit).filter(pl.col("rule") == rule).drop("rule")
         click.echo(f"\ngenerations of {key} by kind of prompt and label, rule {rule}")
         _print_table(table)
-    methods = store.audit(key)[0].mitigations.methods
-    if "scores" in chosen and methods:
+    if "scores" in chosen and audit.config.mitigations.methods:
         from fbmem_assets.stages.scores import method_table
 
         click.echo(f"\nmitigations of {key}: score, share of each label among memorized prompts' images, price")
-        _print_table(method_table(store, key))
+        _print_table(method_table(audit))
         click.echo("every method, on more images and under attack: fbmem audit data/audits/canary-mitigations.yaml")
     if "report" in chosen:
         click.echo(f"tables: {store.tables.root / 'fbmem.duckdb'}")

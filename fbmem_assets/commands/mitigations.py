@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fbmem_assets.commands.neurons import one_partition
-from fbmem_assets.orchestration.resources import AuditStore, store_option
+from fbmem_assets.orchestration.resources import store_option
 from fbmem_core.errors import InputError
 
 
@@ -18,12 +18,13 @@ from fbmem_core.errors import InputError
 def mitigations(file: Path | None, partition: str | None, store: str) -> None:
     """Print the table of an audit's mitigations, as Markdown; with FILE also write it as CSV."""
     from fbmem_assets.definitions import scores
+    from fbmem_core.audit.results import open_audit
     from fbmem_core.store.tables import Store
 
     if file is not None and not file.parent.is_dir():
         raise InputError("a folder to write into", "none", where=file.parent, cure="Create it.")
     key = one_partition(Store(store), "mitigation_scores", partition)
-    table = scores.method_table(AuditStore(root=store), key)
+    table = scores.method_table(open_audit(store, key))
     for line in markdown_lines(table.columns, table.rows()):
         click.echo(line)
     if file is not None:

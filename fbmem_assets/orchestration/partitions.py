@@ -13,8 +13,8 @@ import polars as pl
 
 from fbmem_core.audit.config import Audit
 from fbmem_core.audit.file import dump_audit, load_audit
+from fbmem_core.audit.results import record_path
 from fbmem_core.diffusion.checkpoint import Checkpoint, find_checkpoint
-from fbmem_core.errors import InputError
 from fbmem_core.store.tables import Store
 
 checkpoint_partitions = dg.DynamicPartitionsDefinition(name="checkpoint")
@@ -42,7 +42,7 @@ def record_audit(audit: Audit, checkpoint: Checkpoint, store: Store) -> str:
     """
     key = partition_key(audit, checkpoint)
     kept = {"audit": json.loads(dump_audit(audit)), "checkpoint": asdict(checkpoint)}
-    store.write_bytes(_record(key), json.dumps(kept, indent=1, default=str).encode())
+    store.write_bytes(record_path(key), json.dumps(kept, indent=1, default=str).encode())
     known = store.read("checkpoints", key)
     row = {
         "audit": audit.name,
@@ -65,21 +65,3 @@ def partitions_of(store: Store, audit: str) -> list[str]:
     """The partitions of the audit of this name, in the order in which they were first registered."""
     rows = pl.concat(store.read("checkpoints", key) for key in ["", *store.partitions("checkpoints")])
     return rows.filter(pl.col("audit") == audit).sort("created_at", "checkpoint")["checkpoint"].to_list()
-
-
-def registered_audit(store: Store, key: str) -> tuple[Audit, Checkpoint]:
-    """The audit and the checkpoint of a partition.
-
-    Raises:
-        InputError: The key was never registered in this store.
-    """
-    path = store.root / _record(key)
-    if not _KEY.fullmatch(key) or not path.is_file():
-        raise InputError("a registered partition", f"`{key}`", where=store.root, cure="Run `fbmem register FILE`.")
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    fields = kept["checkpoint"]
-    return Audit.model_validate(kept["audit"]), Checkpoint(**{**fields, "directory": Path(fields["directory"])})
-
-
-def _record(key: str) -> str:
-    return f"audits/{key}.json"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -16,16 +14,12 @@ import click
 import dagster as dg
 from tqdm import tqdm
 
-from fbmem_assets.orchestration.partitions import registered_audit
 from fbmem_assets.orchestration.runs import HOLDER_TAG, PARTITION_TAG
-from fbmem_core.audit.config import Audit
-from fbmem_core.diffusion.checkpoint import Checkpoint
+from fbmem_core.audit.results import AuditedCheckpoint
 from fbmem_core.store.locks import partition_lock
 from fbmem_core.store.tables import Store
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
     from fbmem_core.inputs.segmentation import Segmenter
 
 STORE_VARIABLE = "FBMEM_STORE"
@@ -39,7 +33,6 @@ store_option = click.option(
     help="Folder or URL (s3://bucket/path) of everything that is produced.",
 )
 _LOG_EVERY_SECONDS = 30.0
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 T = TypeVar("T")
 
 
@@ -69,38 +62,14 @@ class AuditStore(dg.ConfigurableResource):
         """The tables and images."""
         return Store(self.root)
 
-    def audit(self, key: str) -> tuple[Audit, Checkpoint]:
-        """The audit and checkpoint of a partition."""
-        return registered_audit(self.tables, key)
-
-    def pipeline(self, key: str) -> DiffusionPipeline:
-        """The loaded pipeline of a partition, once per process."""
-        audit, checkpoint = self.audit(key)
-        return _pipeline(checkpoint, audit.sampling.dtype, audit.sampling.device, audit.allow_pickle)
+    def open(self, partition: str) -> AuditedCheckpoint:
+        """The audited checkpoint of a partition."""
+        return AuditedCheckpoint(self.tables, partition)
 
 
 def store_root() -> str:
     """The folder or URL that FBMEM_STORE names, else data/store below the current folder."""
     return str(Store(os.environ.get(STORE_VARIABLE, DEFAULT_STORE)).root)
-
-
-@lru_cache(maxsize=1)
-def _pipeline(checkpoint: Checkpoint, dtype: str, device: str, allow_pickle: bool) -> DiffusionPipeline:
-    from fbmem_core.diffusion.checkpoint import load_pipeline
-
-    _keep_freed_memory()
-    return load_pipeline(checkpoint, dtype=dtype, device=device, allow_pickle=allow_pickle)
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep up to 1 GiB that torch frees, in blocks up to 32 MiB: it is wanted again at once.
-
-    Given back to the system it is zeroed page by page at every step, a tenth of the time of sampling on a CPU.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:  # musl has none
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 @lru_cache(maxsize=1)

@@ -10,8 +10,8 @@ import polars as pl
 
 from fbmem_assets.orchestration.executors import pool_of, step_tags
 from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import Work, sharded_asset
+from fbmem_core.audit.results import AuditedCheckpoint
 from fbmem_core.store.schemas import TABLES
 
 _PREVIEW_ROWS = 10
@@ -51,16 +51,13 @@ def table_asset(
     )
 
 
-def table_result(
-    store: AuditStore, table: str, checkpoint: str, rows: pl.DataFrame, **metadata: Any
-) -> dg.MaterializeResult:
+def table_result(audit: AuditedCheckpoint, table: str, rows: pl.DataFrame, **metadata: Any) -> dg.MaterializeResult:
     """Row count, preview, where it lies, and a data version that only other rows change."""
-    tables = store.tables
     return dg.MaterializeResult(
-        data_version=dg.DataVersion(tables.data_version(table, checkpoint)),
+        data_version=dg.DataVersion(audit.data_version(table)),
         metadata={
             "dagster/row_count": len(rows),
-            "dagster/uri": dg.MetadataValue.path(str(tables.table_dir(table, checkpoint))),
+            "dagster/uri": dg.MetadataValue.path(str(audit.store.table_dir(table, audit.partition))),
             "preview": markdown_table(rows.head(_PREVIEW_ROWS).drop("checkpoint").to_dicts()),
             **metadata,
         },

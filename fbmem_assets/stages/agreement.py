@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.arms import BASELINE
 from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore, track
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
-from fbmem_assets.stages.labels import summary_labels
-from fbmem_assets.stages.masks import generation_image_id
+from fbmem_core.audit.results import BASELINE, AuditedCheckpoint, ImageKey
 from fbmem_core.labels import SEVERITY
 from fbmem_core.store.images import open_image
 from fbmem_core.store.tables import digest
@@ -33,30 +31,28 @@ def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.M
     from fbmem_core.diffusion.seed_agreement import predict_label
     from fbmem_core.report.pictures import contact_sheet
 
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    shards = _shards(store, key)
-    whole = tables.shards("seed_agreement", key, report=context.log.warning)
+    audit = store.open(context.partition_key)
+    shards = _shards(audit)
+    whole = audit.shards("seed_agreement", report=context.log.warning)
     missing = {name: rows for name, rows in shards.items() if name not in whole}
-    tables.keep_shards("seed_agreement", key, shards)  # first, so that a stopped run leaves no prompt twice
+    audit.keep_shards("seed_agreement", shards)  # first, so that a stopped run leaves no prompt twice
     tiles: list[tuple[str, Any]] = []
     for name, rows in track(context, missing.items(), what="comparing seeds", total=len(missing)):
-        found, num_seeds = _agreement(store, key, rows)
+        found, num_seeds = _agreement(audit, rows)
         prompt_id = rows["prompt_id"][0]
         row = {
             "prompt_id": prompt_id, "inside": found.inside, "outside": found.outside,
-            "predicted_label": predict_label(found, threshold=audit.agreement.threshold), "num_seeds": num_seeds,
+            "predicted_label": predict_label(found, threshold=audit.config.agreement.threshold), "num_seeds": num_seeds,
         }  # fmt: skip
-        tables.write("seed_agreement", key, [row], shard=name)
+        audit.write("seed_agreement", [row], shard=name)
         if len(tiles) < _SHEET_TILES:
             tiles.append((prompt_id, _map_picture(found.agreement_map)))
-    table = tables.read("seed_agreement", key)
-    judged = _judged(store, key)
+    table = audit.read("seed_agreement")
+    judged = _judged(audit)
     maps = {"maps": picture(contact_sheet(tiles, columns=12), "agreement: dark none, bright full")} if tiles else {}
     return table_result(
-        store,
+        audit,
         "seed_agreement",
-        key,
         table,
         **maps,
         **{f"auc_{name}": value for name, value in areas(judged).items() if value is not None},
@@ -71,7 +67,8 @@ def seed_agreement_tells_memorized_prompts(
     context: dg.AssetCheckExecutionContext, store: AuditStore
 ) -> dg.AssetCheckResult:
     """Against the labels, the area under the ROC curve of `memorized or not` is at least 0.9."""
-    found = areas(_judged(store, context.partition_key))
+    audit = store.open(context.partition_key)
+    found = areas(_judged(audit))
     auc = found["memorized"]
     return dg.AssetCheckResult(
         passed=auc is None or auc >= _MIN_AUC,
@@ -90,40 +87,39 @@ def areas(judged: pl.DataFrame) -> dict[str, float | None]:
     return found
 
 
-def _shards(store: AuditStore, key: str) -> dict[str, pl.DataFrame]:
+def _shards(audit: AuditedCheckpoint) -> dict[str, pl.DataFrame]:
     """The generations of each prompt that take part, under a name that changes with everything that matters."""
-    tables = store.tables
-    audit, checkpoint = store.audit(key)
-    masks = tables.read("masks", key, shard="generation*")
+    masks = audit.read("masks", shard="generation*")
     usable = dict(masks.filter(pl.col("path").is_not_null()).select("image_id", "path").iter_rows())
-    texts = dict(tables.read("prompts", key).select("prompt_id", "prompt").iter_rows())
-    sampling = audit.sampling.model_dump(include={"steps", "guidance_scale", "height", "width", "dtype"})
+    texts = dict(audit.read("prompts").select("prompt_id", "prompt").iter_rows())
+    sampling = audit.config.sampling.model_dump(include={"steps", "guidance_scale", "height", "width", "dtype"})
     shards = {}
-    generations = BASELINE.rows(store, "generations", key).with_columns(
+    generations = audit.read("generations", BASELINE).with_columns(
         pl.struct("method", "prompt_id", "seed")
-        .map_elements(lambda row: usable.get(generation_image_id(**row)), return_dtype=pl.String)
+        .map_elements(lambda row: usable.get(ImageKey(**row).image_id), return_dtype=pl.String)
         .alias("matte")
     )
     for rows in generations.drop_nulls("matte").partition_by("prompt_id", maintain_order=True):
-        some = rows.head(audit.agreement.num_seeds).with_columns(pl.lit(texts[rows["prompt_id"][0]]).alias("prompt"))
+        some = rows.head(audit.config.agreement.num_seeds).with_columns(
+            pl.lit(texts[rows["prompt_id"][0]]).alias("prompt")
+        )
         if len(some) >= 2:
-            settings = audit.agreement.model_dump()
+            settings = audit.config.agreement.model_dump()
             facts = some.select("prompt_id", "prompt", "seed", "matte").rows()
-            shards[digest(_VERSION, checkpoint.fingerprint, sampling, settings, facts)] = some
+            shards[digest(_VERSION, audit.checkpoint.fingerprint, sampling, settings, facts)] = some
     return shards
 
 
-def _agreement(store: AuditStore, key: str, rows: pl.DataFrame) -> Any:
+def _agreement(audit: AuditedCheckpoint, rows: pl.DataFrame) -> Any:
     import numpy as np
     import torch
 
     from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
     from fbmem_core.diffusion.seed_agreement import predict_clean_latents, seed_agreement
 
-    audit, _ = store.audit(key)
-    sampling = audit.sampling
+    sampling = audit.config.sampling
     size: dict[str, Any] = {"height": sampling.height, "width": sampling.width}
-    pipeline = store.pipeline(key)
+    pipeline = audit.pipeline
     empty, prompt = (encode_prompts(pipeline, [text], **size) for text in ("", rows["prompt"][0]))
     latents = predict_clean_latents(
         pipeline,
@@ -131,20 +127,20 @@ def _agreement(store: AuditStore, key: str, rows: pl.DataFrame) -> Any:
         (empty, prompt),
         guidance_scale=sampling.guidance_scale,
         num_inference_steps=sampling.steps,
-        num_steps=min(audit.agreement.num_steps, sampling.steps),
+        num_steps=min(audit.config.agreement.num_steps, sampling.steps),
     )[-1]
     mattes = []
     for path in rows["matte"]:
-        mattes.append(np.asarray(open_image(store.tables, path).convert("L"), dtype=np.float32) / 255)
+        mattes.append(np.asarray(open_image(audit.store, path).convert("L"), dtype=np.float32) / 255)
     alphas = torch.from_numpy(np.stack(mattes))[:, None].to(latents.device)
     return seed_agreement(latents, alphas), len(rows)
 
 
-def _judged(store: AuditStore, key: str) -> pl.DataFrame:
+def _judged(audit: AuditedCheckpoint) -> pl.DataFrame:
     """Agreement beside each prompt's most frequent label, by the first masking and rule, if it has one."""
-    labels = summary_labels(store, key).drop_nulls("label")
+    labels = audit.summary_labels().drop_nulls("label")
     most = labels.group_by("prompt_id").agg(pl.col("label").mode().sort().first())
-    return store.tables.read("seed_agreement", key).join(most, on="prompt_id").sort("prompt_id")
+    return audit.read("seed_agreement").join(most, on="prompt_id").sort("prompt_id")
 
 
 def _questions(judged: pl.DataFrame) -> dict[str, tuple[list[bool], list[float]]]:

@@ -8,9 +8,9 @@ import polars as pl
 from fbmem_assets.orchestration.partitions import checkpoint_partitions, partitions_of
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
-from fbmem_assets.stages.labels import summary_labels
-from fbmem_core.audit.config import Audit
+from fbmem_core.audit.results import AuditedCheckpoint
 from fbmem_core.store.schemas import TABLES
+from fbmem_core.store.tables import Store
 
 STAGE = "audit_diff"
 _SHOWN = 30
@@ -25,17 +25,16 @@ def prompt_labels(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Ma
     """
     from fbmem_core.evaluation.changes import label_prompts
 
-    key, tables = context.partition_key, store.tables
-    found = label_prompts(summary_labels(store, key), tables.read("prompts", key))
-    tables.write("prompt_labels", key, found.to_dicts())
-    table = tables.read("prompt_labels", key)
+    audit = store.open(context.partition_key)
+    found = label_prompts(audit.summary_labels(), audit.read("prompts"))
+    audit.write("prompt_labels", found.to_dicts())
+    table = audit.read("prompt_labels")
     return table_result(
-        store,
+        audit,
         "prompt_labels",
-        key,
         table,
         num_memorized=table.filter(pl.col("label") != "NM").height,
-        across_checkpoints=markdown_table(across_checkpoints(store, table).head(_SHOWN).to_dicts()),
+        across_checkpoints=markdown_table(across_checkpoints(audit.store, table).head(_SHOWN).to_dicts()),
     )
 
 
@@ -47,20 +46,19 @@ def audit_diff(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
     """
     from fbmem_core.evaluation.changes import compare_prompts
 
-    key, tables = context.partition_key, store.tables
-    before = previous_partition(store, key)
+    audit = store.open(context.partition_key)
+    before = previous_partition(audit)
     rows: list[dict[str, Any]] = []
     if before is not None:
-        changes = compare_prompts(tables.read("prompt_labels", before), tables.read("prompt_labels", key))
+        changes = compare_prompts(store.open(before).read("prompt_labels"), audit.read("prompt_labels"))
         rows = [{"previous": before, **row} for row in changes.to_dicts()]
-    tables.write("audit_diff", key, rows)
-    table = tables.read("audit_diff", key)
+    audit.write("audit_diff", rows)
+    table = audit.read("audit_diff")
     changed = table.filter(pl.col("change").is_in(_CHANGED)).drop("checkpoint", "previous")
     counts = table["change"].value_counts(sort=True)
     return table_result(
-        store,
+        audit,
         "audit_diff",
-        key,
         table,
         previous=before or "none",
         changes=markdown_table(counts.to_dicts()),
@@ -73,18 +71,18 @@ def memorization_rates(context: dg.AssetExecutionContext, store: AuditStore) -> 
     """One row per checkpoint: the share of images that are copies, and against the one before, over the same images."""
     from fbmem_core.evaluation.changes import measure_rise
 
-    key, tables = context.partition_key, store.tables
-    labels, before = summary_labels(store, key), previous_partition(store, key)
+    audit = store.open(context.partition_key)
+    labels, before = audit.summary_labels(), previous_partition(audit)
     row: dict[str, Any] = dict.fromkeys(TABLES["memorization_rates"].columns)
     del row["checkpoint"]
     row["share"] = (labels["label"] != "NM").mean()
     if before is not None:
-        rise = measure_rise(_images(store, before), _images(store, key))
-        row |= {"previous": before, **vars(rise), "differing_settings": _differing(store, before, key)}
-    tables.write("memorization_rates", key, [row])
-    table = tables.read("memorization_rates", key)
+        rise = measure_rise(_images(store.open(before)), _images(audit))
+        row |= {"previous": before, **vars(rise), "differing_settings": _differing(store.open(before), audit)}
+    audit.write("memorization_rates", [row])
+    table = audit.read("memorization_rates")
     shown = {name: value for name, value in row.items() if isinstance(value, float)}
-    return table_result(store, "memorization_rates", key, table, **shown)
+    return table_result(audit, "memorization_rates", table, **shown)
 
 
 @dg.asset_check(asset=memorization_rates, partitions_def=checkpoint_partitions)
@@ -93,17 +91,16 @@ def no_more_is_memorized(context: dg.AssetCheckExecutionContext, store: AuditSto
 
     Only a warning where the two audits differ in a setting that labels depend on: then a rise may be of its making.
     """
-    key = context.partition_key
-    audit, _ = store.audit(key)
-    [row] = store.tables.read("memorization_rates", key).to_dicts()
+    audit = store.open(context.partition_key)
+    [row] = audit.read("memorization_rates").to_dicts()
     if not row["num_images"]:
         note = "this audit's first checkpoint" if row["previous"] is None else "no image in common"
         return dg.AssetCheckResult(passed=True, metadata={"previous": row["previous"] or "none", "note": note})
     rise = row["share_after"] - row["share_before"]
     differing = row["differing_settings"]
-    new = store.tables.read("audit_diff", key).filter(pl.col("change") == "newly_memorized")
+    new = audit.read("audit_diff").filter(pl.col("change") == "newly_memorized")
     return dg.AssetCheckResult(
-        passed=not (rise > audit.diff.max_rise and row["p_value"] <= audit.diff.significance),
+        passed=not (rise > audit.config.diff.max_rise and row["p_value"] <= audit.config.diff.significance),
         severity=dg.AssetCheckSeverity.WARN if differing else dg.AssetCheckSeverity.ERROR,
         metadata={name: row[name] for name in ("previous", "share_before", "share_after", "p_value", "num_images")}
         | {"rise": rise, "differing_settings": ", ".join(differing) or "none"}
@@ -111,41 +108,41 @@ def no_more_is_memorized(context: dg.AssetCheckExecutionContext, store: AuditSto
     )
 
 
-def previous_partition(store: AuditStore, key: str) -> str | None:
+def previous_partition(audit: AuditedCheckpoint) -> str | None:
     """The checkpoint of the same audit that was audited before this one was registered, if there is one."""
-    audit, _ = store.audit(key)
-    known = partitions_of(store.tables, audit.name)
-    labelled = set(store.tables.partitions("prompt_labels"))
-    return next((other for other in reversed(known[: known.index(key)]) if other in labelled), None)
+    registered = partitions_of(audit.store, audit.config.name)
+    labelled = set(audit.store.partitions("prompt_labels"))
+    earlier = registered[: registered.index(audit.partition)]
+    return next((partition for partition in reversed(earlier) if partition in labelled), None)
 
 
-def across_checkpoints(store: AuditStore, table: pl.DataFrame) -> pl.DataFrame:
+def across_checkpoints(store: Store, table: pl.DataFrame) -> pl.DataFrame:
     """The prompts of `table` (rows of prompt_labels) that any checkpoint in the store memorizes, a column of labels
     for each checkpoint that was asked one of them."""
     wide = table.select("prompt").unique(maintain_order=True)
-    for key in store.tables.partitions("prompt_labels"):
-        rows = store.tables.read("prompt_labels", key).unique("prompt", maintain_order=True)
-        labels = rows.select("prompt", pl.col("label").alias(key))
+    for partition in store.partitions("prompt_labels"):
+        rows = store.read("prompt_labels", partition).unique("prompt", maintain_order=True)
+        labels = rows.select("prompt", pl.col("label").alias(partition))
         if rows["prompt"].is_in(wide["prompt"].implode()).any():
             wide = wide.join(labels, on="prompt", how="left", maintain_order="left")
     return wide.filter(pl.any_horizontal(pl.exclude("prompt").fill_null("NM") != "NM"))
 
 
-def _images(store: AuditStore, key: str) -> pl.DataFrame:
-    prompts = store.tables.read("prompts", key).select("prompt_id", "prompt")
-    return summary_labels(store, key).select("prompt_id", "seed", "label").join(prompts, on="prompt_id")
+def _images(audit: AuditedCheckpoint) -> pl.DataFrame:
+    prompts = audit.read("prompts").select("prompt_id", "prompt")
+    return audit.summary_labels().select("prompt_id", "seed", "label").join(prompts, on="prompt_id")
 
 
-def _differing(store: AuditStore, *keys: str) -> list[str]:
+def _differing(*audits: AuditedCheckpoint) -> list[str]:
     """The settings that labels depend on and that are not the same in both audits."""
-    one, other = (_settings(store.audit(key)[0]) for key in keys)
+    one, other = (_settings(audit) for audit in audits)
     return sorted(name for name in one if one[name] != other[name])
 
 
-def _settings(audit: Audit) -> dict[str, Any]:
-    found = {"references": str(audit.references), "segmentation.model": audit.segmentation.model}
-    sampling = audit.sampling.model_dump(include={"steps", "guidance_scale", "height", "width", "dtype"})
-    similarity = audit.similarity.model_dump(include={"size", "tau", "beta"})
-    similarity |= {"masking": audit.similarity.masking[0], "rule": audit.similarity.rule[0]}
+def _settings(audit: AuditedCheckpoint) -> dict[str, Any]:
+    found = {"references": str(audit.config.references), "segmentation.model": audit.config.segmentation.model}
+    sampling = audit.config.sampling.model_dump(include={"steps", "guidance_scale", "height", "width", "dtype"})
+    similarity = audit.config.similarity.model_dump(include={"size", "tau", "beta"})
+    similarity |= {"masking": audit.config.similarity.masking[0], "rule": audit.config.similarity.rule[0]}
     found |= {f"sampling.{name}": value for name, value in sampling.items()}
     return found | {f"similarity.{name}": value for name, value in similarity.items()}

@@ -7,6 +7,7 @@ from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_assets.stages.neurons import layer_name, read_statistics
+from fbmem_core.audit.results import AuditedCheckpoint
 
 STAGE = "neurons"
 _WARN_SHARE = 0.13  # 750 of 5,760: beyond it NeMo never measured what is left of the images' quality
@@ -15,33 +16,32 @@ _WARN_SHARE = 0.13  # 750 of 5,760: beyond it NeMo never measured what is left o
 @table_asset(table="cluster_neurons", stage=STAGE, deps=["prompt_clusters", "neuron_sets"])
 def cluster_neuron_sets(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (cluster, layer, neuron): the union of the refined neurons of the cluster's memorized prompts."""
-    key, tables = context.partition_key, store.tables
-    clusters = tables.read("prompt_clusters", key).select("prompt_id", "cluster")
-    refined = tables.read("neurons", key).filter(pl.col("stage") == "refined")
+    audit = store.open(context.partition_key)
+    clusters = audit.read("prompt_clusters").select("prompt_id", "cluster")
+    refined = audit.read("neurons").filter(pl.col("stage") == "refined")
     united = refined.join(clusters, on="prompt_id").group_by("cluster", "layer", "neuron")
-    tables.write("cluster_neurons", key, united.agg(pl.len().alias("num_prompts")).to_dicts())
-    table = tables.read("cluster_neurons", key)
-    total = len(tables.read("activation_statistics", key))
+    audit.write("cluster_neurons", united.agg(pl.len().alias("num_prompts")).to_dicts())
+    table = audit.read("cluster_neurons")
+    total = len(audit.read("activation_statistics"))
     shares = table.group_by("cluster").len("neurons").with_columns((pl.col("neurons") / total).alias("share"))
     largest = float(shares["share"].max() or 0.0)  # type: ignore[arg-type]
     return table_result(
-        store,
+        audit,
         "cluster_neurons",
-        key,
         table,
         num_clusters=len(shares),
         largest_share=largest,
         shares=markdown_table(shares.sort("cluster").to_dicts()),
-        heat_map=picture(_cluster_plot(store, key, table), "neurons by cluster and layer"),
+        heat_map=picture(_cluster_plot(audit, table), "neurons by cluster and layer"),
     )
 
 
 @dg.asset_check(asset=cluster_neuron_sets, partitions_def=checkpoint_partitions)
 def unions_are_small(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
     """No cluster switches off more than 13 % of all neurons: beyond that NeMo never measured the images' quality."""
-    key, tables = context.partition_key, store.tables
-    total = max(1, len(tables.read("activation_statistics", key)))
-    sizes = tables.read("cluster_neurons", key).group_by("cluster").len("neurons").sort("cluster")
+    audit = store.open(context.partition_key)
+    total = max(1, len(audit.read("activation_statistics")))
+    sizes = audit.read("cluster_neurons").group_by("cluster").len("neurons").sort("cluster")
     large = sizes.filter(pl.col("neurons") > _WARN_SHARE * total)
     return dg.AssetCheckResult(
         passed=large.is_empty(),
@@ -50,13 +50,13 @@ def unions_are_small(context: dg.AssetCheckExecutionContext, store: AuditStore) 
     )
 
 
-def _cluster_plot(store: AuditStore, key: str, table: pl.DataFrame) -> str:
+def _cluster_plot(audit: AuditedCheckpoint, table: pl.DataFrame) -> str:
     import numpy as np
 
     from fbmem_core.report.plots import heat_map
 
-    layers = read_statistics(store, key).layers
-    clusters = sorted(set(store.tables.read("prompt_clusters", key)["cluster"]))
+    layers = read_statistics(audit).layers
+    clusters = sorted(set(audit.read("prompt_clusters")["cluster"]))
     counts = np.zeros((len(clusters), len(layers)))
     for cluster, layer, num in table.group_by("cluster", "layer").len().iter_rows():
         counts[clusters.index(cluster), layers.index(layer)] = num

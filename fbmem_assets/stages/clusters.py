@@ -7,6 +7,7 @@ import polars as pl
 
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
+from fbmem_core.audit.results import AuditedCheckpoint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,22 +21,20 @@ def prompt_clusters(context: dg.AssetExecutionContext, store: AuditStore) -> dg.
     """One row per prompt: its k-means cluster by the meaning of its text, and the distance to the cluster's center."""
     from fbmem_core.clustering import cluster_prompts
 
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    prompts = tables.read("prompts", key)
-    found = cluster_prompts(embeddings(store, key), count=audit.clusters.count, seed=audit.clusters.seed)
+    audit = store.open(context.partition_key)
+    prompts = audit.read("prompts")
+    found = cluster_prompts(embeddings(audit), count=audit.config.clusters.count, seed=audit.config.clusters.seed)
     rows = [
-        {"prompt_id": prompt_id, "cluster": cluster, "distance": distance, "encoder": audit.clusters.encoder}
+        {"prompt_id": prompt_id, "cluster": cluster, "distance": distance, "encoder": audit.config.clusters.encoder}
         for prompt_id, cluster, distance in zip(
             prompts["prompt_id"], found.cluster.tolist(), found.distance.tolist(), strict=True
         )
     ]
-    tables.write("prompt_clusters", key, rows)
-    table = tables.read("prompt_clusters", key)
+    audit.write("prompt_clusters", rows)
+    table = audit.read("prompt_clusters")
     return table_result(
-        store,
+        audit,
         "prompt_clusters",
-        key,
         table,
         num_clusters=len(found.sizes),
         smallest=min(found.sizes),
@@ -43,18 +42,17 @@ def prompt_clusters(context: dg.AssetExecutionContext, store: AuditStore) -> dg.
     )
 
 
-def embeddings(store: AuditStore, key: str) -> "np.ndarray":
+def embeddings(audit: AuditedCheckpoint) -> "np.ndarray":
     """The text embedding of every prompt of the partition, [n, d], in the order of the table."""
     from fbmem_core.clustering import open_clip_embeddings, pipeline_embeddings
     from fbmem_core.diffusion.checkpoint import choose_device
 
-    audit, _ = store.audit(key)
-    prompts = store.tables.read("prompts", key)["prompt"].to_list()
-    settings = audit.clusters
+    prompts = audit.read("prompts")["prompt"].to_list()
+    settings = audit.config.clusters
     if settings.encoder == "pipeline":
-        return pipeline_embeddings(store.pipeline(key), prompts)
+        return pipeline_embeddings(audit.pipeline, prompts)
     return open_clip_embeddings(
-        prompts, model=settings.model, weights=settings.weights, device=choose_device(audit.sampling.device)
+        prompts, model=settings.model, weights=settings.weights, device=choose_device(audit.config.sampling.device)
     )
 
 

@@ -7,12 +7,11 @@ import dagster as dg
 import polars as pl
 from PIL import Image
 
-from fbmem_assets.orchestration.arms import BASELINE, Arm
 from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore, track
 from fbmem_assets.orchestration.shards import WHOLE, Part
 from fbmem_assets.orchestration.tables import picture, table_asset, table_result
-from fbmem_core.audit.config import Audit
+from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint
 from fbmem_core.mitigation import UNMITIGATED
 from fbmem_core.store.images import file_sha256, has_image, image_path, open_image, save_png
 
@@ -30,90 +29,88 @@ _SHEET_TILES = 96
 def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
     from fbmem_core.diffusion.sampling import sample
 
-    key = context.partition_key
-    settings = store.audit(key)[0].sampling
-    sample_missing(
-        context, store, _wanted(store, key, part), lambda _, some: sample(store.pipeline(key), some, settings)
-    )
+    audit = store.open(context.partition_key)
+    settings = audit.config.sampling
+    sample_missing(context, store, _wanted(audit, part), lambda _, some: sample(audit.pipeline, some, settings))
 
 
 @table_asset(table="generations", stage=STAGE, deps=["prompt_set"], kinds={"torch"}, work=_sample_part)
 def generations(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (prompt_id, seed). An image that is already there is kept; the rest is sampled, saved one by one."""
-    key = context.partition_key
-    return write_generations(store, key, BASELINE, _wanted(store, key, WHOLE))
+    audit = store.open(context.partition_key)
+    return write_generations(audit, BASELINE, _wanted(audit, WHOLE))
 
 
 @dg.asset_check(asset=generations, partitions_def=checkpoint_partitions)
 def every_prompt_was_sampled(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
     """Every prompt has an image for each of its seeds."""
-    key = context.partition_key
-    audit, _ = store.audit(key)
-    expected = {(request.prompt_id, request.seed) for request in requests(audit, store.tables.read("prompts", key))}
-    found = set(BASELINE.rows(store, "generations", key).select("prompt_id", "seed").iter_rows())
+    audit = store.open(context.partition_key)
+    expected = {(request.prompt_id, request.seed) for request in requests(audit, audit.read("prompts"))}
+    found = set(audit.read("generations", BASELINE).select("prompt_id", "seed").iter_rows())
     lost = sorted(expected ^ found)
     return dg.AssetCheckResult(
         passed=not lost, metadata={"expected": len(expected), "found": len(found), "differing": str(lost[:20])}
     )
 
 
-def requests(audit: Audit, prompts: pl.DataFrame) -> "list[Request]":
+def requests(audit: AuditedCheckpoint, prompts: pl.DataFrame) -> "list[Request]":
     """Every image that the audit asks for."""
     from fbmem_core.diffusion.sampling import Request
 
     rows = prompts.select("prompt_id", "prompt", "kind").iter_rows()
-    return [Request(prompt_id, prompt, seed) for prompt_id, prompt, kind in rows for seed in audit.seeds(kind)]
+    return [Request(prompt_id, prompt, seed) for prompt_id, prompt, kind in rows for seed in audit.config.seeds(kind)]
 
 
 def sample_missing(
     context: dg.OpExecutionContext, store: AuditStore, wanted: "Sequence[Wanted]", sampler: "Sampler"
 ) -> None:
     """Sample what is not there yet, method by method."""
-    key = context.partition_key
+    audit = store.open(context.partition_key)
     missing: dict[str, dict[Request, str]] = {}
-    for (method, request), path in _paths(key, wanted).items():
-        if not has_image(store.tables, path, report=context.log.warning):
+    for (method, request), path in _paths(audit.partition, wanted).items():
+        if not has_image(audit.store, path, report=context.log.warning):
             missing.setdefault(method, {})[request] = path
     num_missing = sum(map(len, missing.values()))
     context.log.info(f"{len(wanted) - num_missing} of {len(wanted)} images are there")
     for method, path_of in missing.items():
         what = "sampling" if method == UNMITIGATED else f"sampling {method}"
         for request, image in track(context, sampler(method, list(path_of)), total=len(path_of), what=what):
-            save_png(store.tables, path_of[request], image)
+            save_png(audit.store, path_of[request], image)
 
 
-def write_generations(store: AuditStore, key: str, arm: Arm, wanted: "Sequence[Wanted]") -> dg.MaterializeResult:
+def write_generations(audit: AuditedCheckpoint, arm: Arm, wanted: "Sequence[Wanted]") -> dg.MaterializeResult:
     """The rows of all that is asked for, once it is sampled."""
-    tables, rows = store.tables, []
-    for (method, request), path in _paths(key, wanted).items():
-        width, height = open_image(tables, path).size
+    rows = []
+    for (method, request), path in _paths(audit.partition, wanted).items():
+        width, height = open_image(audit.store, path).size
         row = {"method": method, "prompt_id": request.prompt_id, "seed": request.seed, "path": path}
-        rows.append({**row, "sha256": file_sha256(tables.root / path), "width": width, "height": height})
-    tables.write("generations", key, rows, shard=arm.shard)
-    table = tables.read("generations", key, shard=arm.shard)
-    sheet = picture(_sheet(store, table), "generations")
-    return table_result(store, "generations", key, table, contact_sheet=sheet)
+        rows.append({**row, "sha256": file_sha256(audit.store.root / path), "width": width, "height": height})
+    audit.write("generations", rows, shard=arm.shard)
+    table = audit.read("generations", shard=arm.shard)
+    sheet = picture(_sheet(audit, table), "generations")
+    return table_result(audit, "generations", table, contact_sheet=sheet)
 
 
-def _wanted(store: AuditStore, key: str, part: Part) -> "list[Wanted]":
+def _wanted(audit: AuditedCheckpoint, part: Part) -> "list[Wanted]":
     from fbmem_core.diffusion.sampling import content_key
 
-    audit, checkpoint = store.audit(key)
-    prompts = store.tables.read("prompts", key)
+    prompts = audit.read("prompts")
     return [
-        (UNMITIGATED, request, content_key(checkpoint.fingerprint, UNMITIGATED, request, audit.sampling))
+        (UNMITIGATED, request, content_key(audit.checkpoint.fingerprint, UNMITIGATED, request, audit.config.sampling))
         for request in requests(audit, prompts[part.of(range(len(prompts)))])
     ]
 
 
-def _paths(key: str, wanted: "Sequence[Wanted]") -> "dict[tuple[str, Request], str]":
+def _paths(partition: str, wanted: "Sequence[Wanted]") -> "dict[tuple[str, Request], str]":
     return {
-        (method, request): image_path("generations", key, f"{method}-{request.prompt_id}-{request.seed}", image_key)
+        (method, request): image_path(
+            "generations", partition, f"{method}-{request.prompt_id}-{request.seed}", image_key
+        )
         for method, request, image_key in wanted
     }
 
 
-def _sheet(store: AuditStore, table: pl.DataFrame) -> str:
+def _sheet(audit: AuditedCheckpoint, table: pl.DataFrame) -> str:
     from fbmem_core.report.pictures import contact_sheet
 
     methods = table["method"].unique(maintain_order=True).to_list()
@@ -121,7 +118,7 @@ def _sheet(store: AuditStore, table: pl.DataFrame) -> str:
     few = table.filter(pl.int_range(pl.len()).over("method", "prompt_id") < of_each).sort("prompt_id", "method", "seed")
     facts = few.head(_SHEET_TILES).select("method", "prompt_id", "seed", "path").iter_rows()
     tiles = [
-        (f"{prompt_id} {seed}" if of_each > 1 else f"{method} {prompt_id}", open_image(store.tables, path))
+        (f"{prompt_id} {seed}" if of_each > 1 else f"{method} {prompt_id}", open_image(audit.store, path))
         for method, prompt_id, seed, path in facts
     ]
     return contact_sheet(tiles, columns=12 if of_each > 1 else len(methods))  # a row shows a prompt under each method

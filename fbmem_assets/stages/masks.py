@@ -12,11 +12,11 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from fbmem_assets.orchestration.arms import BASELINE, Arm
 from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore, segmenter_of, track
 from fbmem_assets.orchestration.shards import Part
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
+from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint, ImageKey
 from fbmem_core.mitigation import UNMITIGATED
 from fbmem_core.store.images import has_image, image_path, open_image, save_png
 
@@ -35,16 +35,12 @@ class _Image:
     sha256: str
 
 
-def generation_image_id(method: str, prompt_id: str, seed: int) -> str:
-    """How the masks table names a generation."""
-    return f"{method}/{prompt_id}/{seed}"
-
-
 def generation_masks_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
     """The asset of one pass, and its check."""
 
     def work(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
-        _segment_missing(context, store, "generation", part.of(_generations(store, context.partition_key, arm)))
+        audit = store.open(context.partition_key)
+        _segment_missing(context, store, "generation", part.of(_generations(audit, arm)))
 
     @table_asset(
         table="masks",
@@ -56,15 +52,16 @@ def generation_masks_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDe
     )
     def asset(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
         """One row per generation: its matte, its foreground's share of the area, whether the segmenter could decide."""
-        images = _generations(store, context.partition_key, arm)
+        audit = store.open(context.partition_key)
+        images = _generations(audit, arm)
         return _write_masks(context, store, "generation", images, shard=f"generation-{arm.shard}")
 
     @dg.asset_check(asset=asset, partitions_def=checkpoint_partitions)
     def every_generation_has_a_mask(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
         """No generation was lost, and at most one in twenty is undecided."""
-        key = context.partition_key
-        expected = len(arm.rows(store, "generations", key))
-        return _check(store, key, f"generation-{arm.shard}", expected)
+        audit = store.open(context.partition_key)
+        expected = len(audit.read("generations", arm))
+        return _check(audit, f"generation-{arm.shard}", expected)
 
     return asset, every_generation_has_a_mask
 
@@ -73,30 +70,27 @@ generation_masks, every_generation_has_a_mask = generation_masks_of(BASELINE)
 
 
 def _segment_references(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
-    _segment_missing(context, store, "reference", part.of(_references(store, context.partition_key)))
+    audit = store.open(context.partition_key)
+    _segment_missing(context, store, "reference", part.of(_references(audit)))
 
 
 @table_asset(table="masks", stage=STAGE, deps=["reference_images"], kinds={"onnx"}, work=_segment_references)
 def reference_masks(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per usable reference: its matte, its foreground's share, and whether the segmenter could decide."""
-    return _write_masks(context, store, "reference", _references(store, context.partition_key), shard="reference")
+    audit = store.open(context.partition_key)
+    return _write_masks(context, store, "reference", _references(audit), shard="reference")
 
 
-def usable_references(store: AuditStore, key: str) -> pl.DataFrame:
-    """The rows of reference_images that take part."""
-    return store.tables.read("reference_images", key).filter(pl.col("status") == "ok")
-
-
-def _generations(store: AuditStore, key: str, arm: Arm) -> list[_Image]:
-    rows = arm.rows(store, "generations", key).select("method", "prompt_id", "seed", "path", "sha256").iter_rows()
+def _generations(audit: AuditedCheckpoint, arm: Arm) -> list[_Image]:
+    rows = audit.read("generations", arm).select("method", "prompt_id", "seed", "path", "sha256").iter_rows()
     return [
-        _Image(generation_image_id(method, prompt_id, seed), store.tables.root / path, sha256)
+        _Image(ImageKey(method, prompt_id, seed).image_id, audit.store.root / path, sha256)
         for method, prompt_id, seed, path, sha256 in rows
     ]
 
 
-def _references(store: AuditStore, key: str) -> list[_Image]:
-    rows = usable_references(store, key).select("reference_id", "path", "sha256").iter_rows()
+def _references(audit: AuditedCheckpoint) -> list[_Image]:
+    rows = audit.references.select("reference_id", "path", "sha256").iter_rows()
     return [_Image(reference_id, Path(path), sha256) for reference_id, path, sha256 in rows]
 
 
@@ -107,7 +101,7 @@ class _Mattes:
         from fbmem_core.inputs.segmentation import segmenter_name
 
         self._log, self._tables, self._key, self._kind = context.log, store.tables, context.partition_key, kind
-        self._model = store.audit(self._key)[0].segmentation.model
+        self._model = store.open(context.partition_key).config.segmentation.model
         self.segmenter = segmenter_name(self._model)
 
     def __call__(self, image: _Image) -> str | None:
@@ -136,7 +130,7 @@ def _write_masks(
     from fbmem_core.inputs.references import open_rgb
     from fbmem_core.report.pictures import contact_sheet, overlay
 
-    key, tables = context.partition_key, store.tables
+    audit = store.open(context.partition_key)
     matte_of = _Mattes(context, store, kind)
     name = matte_of.segmenter
     rows: list[dict[str, Any]] = []
@@ -146,26 +140,24 @@ def _write_masks(
         if path is None:
             rows.append(_row(kind, image, None, None, name, "undecided"))
             continue
-        saved = open_image(tables, path)
+        saved = open_image(audit.store, path)
         alpha, status = np.asarray(saved, dtype=np.float32) / 255, saved.info[_STATUS_KEY]
         rows.append(_row(kind, image, path, float((alpha >= 0.5).mean()), name, status))
         if len(tiles) < _SHEET_TILES:
             tiles.append((image.image_id.removeprefix(f"{UNMITIGATED}/"), overlay(open_rgb(image.path), alpha)))
-    tables.write("masks", key, rows, shard=shard)
+    audit.write("masks", rows, shard=shard)
     undecided = [row for row in rows if row["status"] == "undecided"]
     reason = "the segmenter answers every pixel alike"
-    tables.write(
+    audit.write(
         "rejected",
-        key,
         [{"stage": STAGE, "item": r["image_id"], "reason": reason} for r in undecided],
         shard=f"masks-{shard}",
     )
     statuses = Counter(row["status"] for row in rows)
     return table_result(
-        store,
+        audit,
         "masks",
-        key,
-        tables.read("masks", key, shard=shard),
+        audit.read("masks", shard=shard),
         num_undecided=len(undecided),
         statuses=markdown_table([{"status": status, "images": count} for status, count in statuses.items()]),
         overlays=picture(contact_sheet(tiles, columns=12), "foregrounds"),
@@ -188,12 +180,12 @@ def _row(
 @dg.asset_check(asset=reference_masks, partitions_def=checkpoint_partitions)
 def every_reference_has_a_mask(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
     """No usable reference was lost, and at most one in twenty is undecided."""
-    key = context.partition_key
-    return _check(store, key, "reference", len(usable_references(store, key)))
+    audit = store.open(context.partition_key)
+    return _check(audit, "reference", len(audit.references))
 
 
-def _check(store: AuditStore, key: str, shard: str, expected: int) -> dg.AssetCheckResult:
-    masks = store.tables.read("masks", key, shard=shard)
+def _check(audit: AuditedCheckpoint, shard: str, expected: int) -> dg.AssetCheckResult:
+    masks = audit.read("masks", shard=shard)
     undecided = masks.filter(pl.col("status") == "undecided")["image_id"].to_list()
     few = len(undecided) <= _MAX_UNDECIDED_SHARE * max(len(masks), 1)
     return dg.AssetCheckResult(

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.arms import BASELINE, Arm
 from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore, track
 from fbmem_assets.orchestration.shards import Part
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
-from fbmem_assets.stages.masks import generation_image_id, usable_references
+from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint, ImageKey
 from fbmem_core.similarity import REGIONS
 from fbmem_core.store.locks import held
 from fbmem_core.store.tables import digest
@@ -50,14 +49,13 @@ def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinitio
         coarse scales, `complete` if no other can be nearer. A prompt whose images, references and settings did not
         change is not computed again.
         """
-        key, tables = context.partition_key, store.tables
+        audit = store.open(context.partition_key)
         return table_result(
-            store,
+            audit,
             "neighbors",
-            key,
-            arm.rows(store, "neighbors", key),
-            num_references=len(usable_references(store, key)),
-            prefilter=markdown_table(tables.read("prefilter_recalls", key).drop("checkpoint").to_dicts()),
+            audit.read("neighbors", arm),
+            num_references=len(audit.references),
+            prefilter=markdown_table(audit.read("prefilter_recalls").drop("checkpoint").to_dicts()),
         )
 
     @dg.asset_check(asset=asset, partitions_def=checkpoint_partitions)
@@ -65,10 +63,10 @@ def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinitio
         context: dg.AssetCheckExecutionContext, store: AuditStore
     ) -> dg.AssetCheckResult:
         """Every generation has its nearest references by the whole image, for every region definition."""
-        key = context.partition_key
-        nearest = arm.rows(store, "neighbors", key).filter((pl.col("region") == "full") & (pl.col("rank") == 1))
-        num_regions = len(arm.maskings(store.audit(key)[0]))
-        expected = len(arm.rows(store, "generations", key)) * num_regions
+        audit = store.open(context.partition_key)
+        nearest = audit.read("neighbors", arm).filter((pl.col("region") == "full") & (pl.col("rank") == 1))
+        num_regions = len(arm.maskings(audit.config))
+        expected = len(audit.read("generations", arm)) * num_regions
         return dg.AssetCheckResult(
             passed=len(nearest) == expected, metadata={"expected": expected, "found": len(nearest)}
         )
@@ -84,24 +82,23 @@ def compare_missing(context: dg.OpExecutionContext, store: AuditStore, arm: Arm,
     from fbmem_core.retrieval.moved import MovedCopies
     from fbmem_core.retrieval.search import search
 
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    settings = audit.similarity
-    every = _shards(store, key, arm)
+    audit = store.open(context.partition_key)
+    settings = audit.config.similarity
+    every = _shards(audit, arm)
     for table in ("neighbors", "similarities"):  # first, so that a stopped run leaves no prompt twice
-        tables.keep_shards(table, key, every, among=f"{arm.shard}*")
+        audit.keep_shards(table, every, among=f"{arm.shard}*")
     shards = dict(part.of(list(every.items())))
-    whole = tables.shards("neighbors", key, shards, report=context.log.warning)
-    whole = tables.shards("similarities", key, whole, report=context.log.warning)
+    whole = audit.shards("neighbors", shards, report=context.log.warning)
+    whole = audit.shards("similarities", whole, report=context.log.warning)
     missing = {shard: rows for shard, rows in shards.items() if shard not in whole}
-    references = reference_planes(store, key, arm) if missing else {}
+    references = reference_planes(audit, arm) if missing else {}
     # the paper's own definition, composite, is compared in place alone
     moved = {m: MovedCopies(planes.images, settings.alignment) for m, planes in references.items() if m == "masked"}
-    prefilter = _prefilter(store, key, references) if missing else None
+    prefilter = _prefilter(audit, references) if missing else None
     if prefilter is not None and not arm.is_mitigated and part.number == 1:
-        tables.write("prefilter_recalls", key, _recalls(store, key, references, prefilter))
+        audit.write("prefilter_recalls", _recalls(audit, references, prefilter))
     for block in track(context, list(_blocks(missing)), what="comparing"):
-        images = generation_set(store, key, pl.concat(rows for _, rows in block))
+        images = generation_set(audit, pl.concat(rows for _, rows in block))
         candidates = None if prefilter is None else prefilter.candidates(images)
         found: dict[str, list[dict[str, Any]]] = {}
         scored: dict[str, list[dict[str, Any]]] = {}
@@ -115,9 +112,9 @@ def compare_missing(context: dg.OpExecutionContext, store: AuditStore, arm: Arm,
             # neighbors last: what stands there has its similarities
             for table, of in (("similarities", scored), ("neighbors", found)):
                 of_prompt = [{**image, **row} for image in _images(rows) for row in of[_id(image)]]
-                tables.write(table, key, of_prompt, shard=shard)
+                audit.write(table, of_prompt, shard=shard)
     if settings.prefilter == "none":
-        tables.keep_shards("prefilter_recalls", key, ())
+        audit.keep_shards("prefilter_recalls", ())
 
 
 def pair_rows(masking: str, pairs: "Sequence[PairSimilarity]") -> list[dict[str, Any]]:
@@ -132,67 +129,70 @@ def pair_rows(masking: str, pairs: "Sequence[PairSimilarity]") -> list[dict[str,
     ]
 
 
-def generation_set(store: AuditStore, key: str, rows: pl.DataFrame) -> "ImageSet":
+def generation_set(audit: AuditedCheckpoint, rows: pl.DataFrame) -> "ImageSet":
     """The images and mattes of these rows of `generations`; their ids are those of the masks table."""
     from fbmem_core.retrieval.image_sets import load_image_set
 
-    tables = store.tables
-    audit, _ = store.audit(key)
-    mattes = _mattes(store, key, "generation")
-    items = [(_id(image), tables.root / image["path"], mattes[_id(image)]) for image in rows.iter_rows(named=True)]
-    return load_image_set(items, size=audit.similarity.size)
+    mattes = audit.mattes("generation")
+    items = [(_id(image), audit.store.root / image["path"], mattes[_id(image)]) for image in rows.iter_rows(named=True)]
+    return load_image_set(items, size=audit.config.similarity.size)
 
 
-def reference_planes(store: AuditStore, key: str, arm: Arm) -> "dict[str, Planes]":
+def reference_planes(audit: AuditedCheckpoint, arm: Arm) -> "dict[str, Planes]":
     """The usable references as each region definition of the pass compares them, kept on disk beside the tables."""
     from fbmem_core.diffusion.checkpoint import choose_device
     from fbmem_core.retrieval.image_sets import load_image_set
     from fbmem_core.retrieval.planes import Planes
 
-    audit, _ = store.audit(key)
-    settings = audit.similarity
-    mattes = _mattes(store, key, "reference")
-    rows = usable_references(store, key).select("reference_id", "path").iter_rows()
-    name = digest(_VERSION, settings.size, *_reference_facts(store, key))
-    folder = store.tables.local / "cache" / "references" / name
+    settings = audit.config.similarity
+    mattes = audit.mattes("reference")
+    rows = audit.references.select("reference_id", "path").iter_rows()
+    name = digest(_VERSION, settings.size, *_reference_facts(audit))
+    folder = audit.store.local / "cache" / "references" / name
     items = [(name, Path(path), mattes[name]) for name, path in rows]
     with held(folder.with_name(f"{name}.lock")):  # made once, however many steps ask for it
         images = load_image_set(items, size=settings.size, crops=True, folder=folder)
-        return {r: Planes(images, r, device=choose_device(settings.device)) for r in arm.maskings(audit)}
+        return {r: Planes(images, r, device=choose_device(settings.device)) for r in arm.maskings(audit.config)}
 
 
-def _prefilter(store: AuditStore, key: str, references: "Mapping[str, Planes]") -> "Prefilter | None":
+def _prefilter(audit: AuditedCheckpoint, references: "Mapping[str, Planes]") -> "Prefilter | None":
     """What the audit file asks for; None: every reference is compared."""
-    audit, _ = store.audit(key)
-    settings, sampling = audit.similarity, audit.sampling
+    settings, sampling = audit.config.similarity, audit.config.sampling
     if settings.prefilter == "none":
         return None
     from fbmem_core.diffusion.checkpoint import choose_device
-    from fbmem_core.retrieval.prefilter import LatentEmbedder, OpenClipEmbedder, Prefilter
+    from fbmem_core.retrieval.descriptors import Descriptor, load_descriptor
+    from fbmem_core.retrieval.descriptors.latents import Latents
+    from fbmem_core.retrieval.descriptors.open_clip import OpenClip
+    from fbmem_core.retrieval.prefilter import Prefilter
 
-    embedder: LatentEmbedder | OpenClipEmbedder
+    descriptor: Descriptor
     if settings.prefilter == "pipeline":
-        embedder = LatentEmbedder(store.pipeline(key).vae, image_size=min(sampling.height, sampling.width))
+        descriptor = Latents(audit.pipeline.vae, image_size=min(sampling.height, sampling.width))
+    elif settings.prefilter == "open_clip":
+        clip = audit.config.clusters
+        descriptor = OpenClip(clip.model, clip.weights, device=choose_device(settings.device))
     else:
-        device = choose_device(settings.device)
-        embedder = OpenClipEmbedder(audit.clusters.model, audit.clusters.weights, device=device)
+        assert settings.descriptor_weights is not None  # the audit file was validated
+        descriptor = load_descriptor(
+            settings.prefilter, settings.descriptor_weights, device=choose_device(settings.device)
+        )
     images = references[settings.masking[0]].images
-    return Prefilter(images, embedder, num_candidates=settings.num_candidates)
+    return Prefilter(images, descriptor, num_candidates=settings.num_candidates)
 
 
 def _recalls(
-    store: AuditStore, key: str, references: "Mapping[str, Planes]", prefilter: "Prefilter"
+    audit: AuditedCheckpoint, references: "Mapping[str, Planes]", prefilter: "Prefilter"
 ) -> Iterator[dict[str, Any]]:
     """What the prefilter keeps, measured on generations spread over all prompts."""
     from fbmem_core.retrieval.neighbors import nearest_references
     from fbmem_core.retrieval.prefilter import measure_recall
 
-    audit, _ = store.audit(key)
-    settings = audit.similarity
-    generations = BASELINE.rows(store, "generations", key)
+    settings = audit.config.similarity
+    generations = audit.read("generations", BASELINE)
     num = min(settings.num_checked, len(generations))
     rows = generations[[round(at * len(generations) / num) for at in range(num)]] if num else generations.clear()
-    images = generation_set(store, key, rows)
+    images = generation_set(audit, rows)
     candidates = prefilter.candidates(images) if num else {}
     for masking in settings.masking:
         exact = dict(
@@ -211,12 +211,7 @@ def _images(rows: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _id(image: Mapping[str, Any]) -> str:
-    return generation_image_id(image["method"], image["prompt_id"], image["seed"])
-
-
-def _mattes(store: AuditStore, key: str, kind: str) -> dict[str, Path | None]:
-    rows = store.tables.read("masks", key, shard=f"{kind}*").select("image_id", "path").iter_rows()
-    return {image_id: store.tables.root / path if path else None for image_id, path in rows}
+    return ImageKey(image["method"], image["prompt_id"], image["seed"]).image_id
 
 
 def _blocks(shards: Mapping[str, pl.DataFrame]) -> Iterator[list[tuple[str, pl.DataFrame]]]:
@@ -231,22 +226,23 @@ def _blocks(shards: Mapping[str, pl.DataFrame]) -> Iterator[list[tuple[str, pl.D
         yield block
 
 
-def _reference_facts(store: AuditStore, key: str) -> list[Any]:
+def _reference_facts(audit: AuditedCheckpoint) -> list[Any]:
     """What the comparison depends on of the references and of every matte."""
-    references = usable_references(store, key).select("reference_id", "path", "sha256").rows()
-    return [references, sorted(set(store.tables.read("masks", key)["segmenter"]))]
+    references = audit.references.select("reference_id", "path", "sha256").rows()
+    return [references, sorted(set(audit.read("masks")["segmenter"]))]
 
 
-def _shards(store: AuditStore, key: str, arm: Arm) -> dict[str, pl.DataFrame]:
+def _shards(audit: AuditedCheckpoint, arm: Arm) -> dict[str, pl.DataFrame]:
     """The generations of each prompt and method, under a name that changes with all that their neighbors depend on."""
-    audit, _ = store.audit(key)
-    settings = audit.similarity.model_dump(include={"size", "tau", "floor", "top_k", "alignment"})
-    settings["masking"] = arm.maskings(audit)
-    if audit.similarity.prefilter != "none":
-        settings |= audit.similarity.model_dump(include={"prefilter", "num_candidates"})
-    facts = _reference_facts(store, key)
+    settings = audit.config.similarity.model_dump(include={"size", "tau", "floor", "top_k", "alignment"})
+    settings["masking"] = arm.maskings(audit.config)
+    if audit.config.similarity.prefilter != "none":
+        settings |= audit.config.similarity.model_dump(
+            mode="json", include={"prefilter", "num_candidates", "descriptor_weights"}
+        )
+    facts = _reference_facts(audit)
     shards = {}
-    generations = arm.rows(store, "generations", key)
+    generations = audit.read("generations", arm)
     for rows in generations.partition_by("method", "prompt_id", maintain_order=True):
         image = rows.row(0, named=True)
         sampled = rows.select("seed", "sha256").rows()

@@ -9,14 +9,12 @@ from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore, track
 from fbmem_assets.orchestration.shards import Part
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
-from fbmem_assets.stages.labels import summary_labels
-from fbmem_core.audit.config import Audit
+from fbmem_core.audit.results import AuditedCheckpoint
 from fbmem_core.errors import InputError
 from fbmem_core.store.tables import digest
 
 if TYPE_CHECKING:
     from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep
-    from fbmem_core.neurons.layers import NeuronSet
     from fbmem_core.neurons.localization import Localization
     from fbmem_core.neurons.statistics import ActivationStatistics
 
@@ -31,12 +29,11 @@ def activation_statistics(context: dg.AssetExecutionContext, store: AuditStore) 
     from fbmem_core.neurons.layers import value_layers
     from fbmem_core.neurons.statistics import activation_statistics as measure
 
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    pipeline = store.pipeline(key)
-    prompts = calibration_prompts(store, key)
+    audit = store.open(context.partition_key)
+    pipeline = audit.pipeline
+    prompts = audit.calibration_prompts()
     statistics = measure(
-        pipeline.unet, value_layers(pipeline.unet, audit.neurons.layers), [_encode(audit, pipeline, prompts)]
+        pipeline.unet, value_layers(pipeline.unet, audit.config.neurons.layers), [_encode(audit, pipeline, prompts)]
     )
     rows = [
         {"layer": layer, "neuron": neuron, "mean": mean, "stddev": stddev, "num_prompts": statistics.num_prompts}
@@ -45,12 +42,11 @@ def activation_statistics(context: dg.AssetExecutionContext, store: AuditStore) 
             zip(statistics.mean[layer].tolist(), statistics.stddev[layer].tolist(), strict=True)
         )
     ]
-    tables.write("activation_statistics", key, rows)
+    audit.write("activation_statistics", rows)
     return table_result(
-        store,
+        audit,
         "activation_statistics",
-        key,
-        tables.read("activation_statistics", key),
+        audit.read("activation_statistics"),
         num_prompts=statistics.num_prompts,
         layers=markdown_table([{"layer": name, "neurons": len(mean)} for name, mean in statistics.mean.items()]),
     )
@@ -61,11 +57,10 @@ def similarity_threshold(context: dg.AssetExecutionContext, store: AuditStore) -
     """One row per checkpoint: calibrated on non-memorized prompts, or as the audit file says."""
     from fbmem_core.neurons.statistics import calibrate_threshold
 
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    settings = audit.neurons
-    pipeline = store.pipeline(key)
-    prompts = calibration_prompts(store, key)[: settings.num_threshold_prompts]
+    audit = store.open(context.partition_key)
+    settings = audit.config.neurons
+    pipeline = audit.pipeline
+    prompts = audit.calibration_prompts()[: settings.num_threshold_prompts]
     conditions = _encode(audit, pipeline, prompts)
     each = (conditions.rows(row) for row in track(context, range(len(prompts)), what="calibrating"))
     found = calibrate_threshold(_first_step(audit, pipeline), each)
@@ -75,27 +70,26 @@ def similarity_threshold(context: dg.AssetExecutionContext, store: AuditStore) -
         "source": "calibrated" if chosen is None else "audit file", "mean": found.mean, "stddev": found.stddev,
         "pairs_threshold": found.pairs_value, "num_prompts": found.num_prompts,
     }  # fmt: skip
-    tables.write("similarity_thresholds", key, [row])
-    table = tables.read("similarity_thresholds", key)
-    return table_result(store, "similarity_thresholds", key, table, threshold=row["threshold"])
+    audit.write("similarity_thresholds", [row])
+    table = audit.read("similarity_thresholds")
+    return table_result(audit, "similarity_thresholds", table, threshold=row["threshold"])
 
 
 def _localize_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
     from fbmem_core.neurons.localization import localize
 
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    [threshold] = tables.read("similarity_thresholds", key)["threshold"]
-    shards = part.of(_shards(store, key))
+    audit = store.open(context.partition_key)
+    [threshold] = audit.read("similarity_thresholds")["threshold"]
+    shards = part.of(_shards(audit))
     # localizations is written last, so what stands there is complete
     names = [shard for shard, _, _ in shards]
-    done = tables.shards("localizations", key, names, report=context.log.warning)
-    done &= tables.shards("neurons", key, names, report=context.log.warning)
+    done = audit.shards("localizations", names, report=context.log.warning)
+    done &= audit.shards("neurons", names, report=context.log.warning)
     missing = [found for found in shards if found[0] not in done]
     if not missing:
         return
-    pipeline = store.pipeline(key)
-    statistics, step = read_statistics(store, key), _first_step(audit, pipeline)
+    pipeline = audit.pipeline
+    statistics, step = read_statistics(audit), _first_step(audit, pipeline)
     for shard, prompt_id, text in track(context, missing, what="localizing"):
         condition = _encode(audit, pipeline, [text])
         found = localize(
@@ -103,11 +97,11 @@ def _localize_part(context: dg.OpExecutionContext, store: AuditStore, part: Part
             condition,
             statistics,
             threshold=threshold,
-            batch_size=audit.neurons.batch_size,
-            seed_margin=audit.neurons.seed_margin,
+            batch_size=audit.config.neurons.batch_size,
+            seed_margin=audit.config.neurons.seed_margin,
         )
-        tables.write("neurons", key, _rows(prompt_id, found, condition, statistics, step), shard=shard)
-        tables.write("localizations", key, [_summary(prompt_id, found)], shard=shard)
+        audit.write("neurons", _rows(prompt_id, found, condition, statistics, step), shard=shard)
+        audit.write("localizations", [_summary(prompt_id, found)], shard=shard)
 
 
 @table_asset(
@@ -119,20 +113,19 @@ def _localize_part(context: dg.OpExecutionContext, store: AuditStore, part: Part
 )
 def neuron_sets(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (prompt_id, stage, layer, neuron): what NeMo finds. A prompt that has been searched is kept."""
-    key, tables = context.partition_key, store.tables
-    wanted = [shard for shard, _, _ in _shards(store, key)]
+    audit = store.open(context.partition_key)
+    wanted = [shard for shard, _, _ in _shards(audit)]
     for table in ("localizations", "neurons"):
-        tables.keep_shards(table, key, wanted)
-    summaries, rows = tables.read("localizations", key), tables.read("neurons", key)
+        audit.keep_shards(table, wanted)
+    summaries, rows = audit.read("localizations"), audit.read("neurons")
     return table_result(
-        store,
+        audit,
         "neurons",
-        key,
         rows,
         num_memorized=summaries.filter(pl.col("num_seeds") > 0).height,
         num_not_reached=summaries.filter(~pl.col("is_reached")).height,
-        neurons_per_layer=picture(_layer_plot(store, key, rows), "refined neurons per layer"),
-        neurons_per_prompt=markdown_table(_per_kind(summaries, tables.read("prompts", key))),
+        neurons_per_layer=picture(_layer_plot(audit, rows), "refined neurons per layer"),
+        neurons_per_prompt=markdown_table(_per_kind(summaries, audit.read("prompts"))),
     )
 
 
@@ -141,9 +134,9 @@ def non_memorized_prompts_have_no_neurons(
     context: dg.AssetCheckExecutionContext, store: AuditStore
 ) -> dg.AssetCheckResult:
     """Of the prompts whose images are all labelled NM, at most one in twenty gets neurons."""
-    key = context.partition_key
-    non_memorized = set(non_memorized_prompts(store, key))
-    summaries = store.tables.read("localizations", key)
+    audit = store.open(context.partition_key)
+    non_memorized = set(audit.non_memorized_prompts)
+    summaries = audit.read("localizations")
     found = summaries.filter(pl.col("prompt_id").is_in(non_memorized) & (pl.col("num_seeds") > 0))[
         "prompt_id"
     ].to_list()
@@ -154,46 +147,18 @@ def non_memorized_prompts_have_no_neurons(
     )
 
 
-def read_neurons(store: AuditStore, key: str, stage: str = "refined") -> "dict[str, NeuronSet]":
-    """The neurons of each prompt that has any."""
-    from fbmem_core.neurons.layers import named_sets
-
-    rows = store.tables.read("neurons", key).filter(pl.col("stage") == stage)
-    return named_sets(rows.select("prompt_id", "layer", "neuron").iter_rows())
-
-
-def read_statistics(store: AuditStore, key: str) -> "ActivationStatistics":
+def read_statistics(audit: AuditedCheckpoint) -> "ActivationStatistics":
     """What `activation_statistics` wrote, layers in the order of the U-Net."""
     import torch
 
     from fbmem_core.neurons.layers import value_layers
     from fbmem_core.neurons.statistics import ActivationStatistics
 
-    audit, _ = store.audit(key)
-    layers = value_layers(store.pipeline(key).unet, audit.neurons.layers)
-    table = store.tables.read("activation_statistics", key)
+    layers = value_layers(audit.pipeline.unet, audit.config.neurons.layers)
+    table = audit.read("activation_statistics")
     of = {layer: table.filter(pl.col("layer") == layer).sort("neuron") for layer in layers}
     columns = [{layer: torch.tensor(rows[name].to_list()) for layer, rows in of.items()} for name in ("mean", "stddev")]
     return ActivationStatistics(columns[0], columns[1], table["num_prompts"][0])
-
-
-def calibration_prompts(store: AuditStore, key: str) -> list[str]:
-    """Texts over which usual values are measured: the audit's file, else its own prompts that copy nothing."""
-    from fbmem_core.inputs.prompts import read_prompts
-
-    audit, _ = store.audit(key)
-    file = audit.neurons.non_memorized_prompts
-    if file is not None:
-        return [prompt.prompt for prompt in read_prompts(file)[0]]
-    texts = dict(store.tables.read("prompts", key).select("prompt_id", "prompt").iter_rows())
-    return [texts[prompt_id] for prompt_id in non_memorized_prompts(store, key)]
-
-
-def non_memorized_prompts(store: AuditStore, key: str) -> list[str]:
-    """The prompts whose images are all labelled NM."""
-    labels = summary_labels(store, key)
-    non_memorized = labels.group_by("prompt_id").agg((pl.col("label") == "NM").all()).filter(pl.col("label"))
-    return sorted(non_memorized["prompt_id"])
 
 
 def layer_name(layer: str) -> str:
@@ -205,19 +170,19 @@ def layer_name(layer: str) -> str:
     return f"{block} {'.'.join(numbers)}"
 
 
-def _encode(audit: Audit, pipeline: Any, prompts: list[str]) -> "Conditioning":
+def _encode(audit: AuditedCheckpoint, pipeline: Any, prompts: list[str]) -> "Conditioning":
     from fbmem_core.diffusion.noise_difference import encode_prompts
 
     if not prompts:
         cure = "Name a file of prompts in `neurons.non_memorized_prompts`."
         raise InputError("non-memorized prompts", "none", cure=cure)
-    return encode_prompts(pipeline, prompts, height=audit.sampling.height, width=audit.sampling.width)
+    return encode_prompts(pipeline, prompts, height=audit.config.sampling.height, width=audit.config.sampling.width)
 
 
-def _first_step(audit: Audit, pipeline: Any) -> "FirstStep":
+def _first_step(audit: AuditedCheckpoint, pipeline: Any) -> "FirstStep":
     from fbmem_core.diffusion.noise_difference import FirstStep
 
-    settings, sampling = audit.neurons, audit.sampling
+    settings, sampling = audit.config.neurons, audit.config.sampling
     seeds = range(sampling.seed, sampling.seed + settings.num_seeds)
     return FirstStep(
         pipeline,
@@ -229,15 +194,14 @@ def _first_step(audit: Audit, pipeline: Any) -> "FirstStep":
     )
 
 
-def _shards(store: AuditStore, key: str) -> list[tuple[str, str, str]]:
+def _shards(audit: AuditedCheckpoint) -> list[tuple[str, str, str]]:
     """(shard, prompt_id, prompt): the shard's name changes with everything that the neurons depend on."""
-    audit, checkpoint = store.audit(key)
-    sampling = audit.sampling.model_dump(include={"seed", "height", "width", "dtype"})
-    settings = audit.neurons.model_dump(include={"layers", "mode", "num_seeds", "num_steps", "seed_margin"})
-    facts = [store.tables.data_version(name, key) for name in ("activation_statistics", "similarity_thresholds")]
+    sampling = audit.config.sampling.model_dump(include={"seed", "height", "width", "dtype"})
+    settings = audit.config.neurons.model_dump(include={"layers", "mode", "num_seeds", "num_steps", "seed_margin"})
+    facts = [audit.data_version(name) for name in ("activation_statistics", "similarity_thresholds")]
     found = []
-    for prompt_id, text in store.tables.read("prompts", key).select("prompt_id", "prompt").iter_rows():
-        shard = digest(_VERSION, checkpoint.fingerprint, prompt_id, text, sampling, settings, facts)
+    for prompt_id, text in audit.read("prompts").select("prompt_id", "prompt").iter_rows():
+        shard = digest(_VERSION, audit.checkpoint.fingerprint, prompt_id, text, sampling, settings, facts)
         found.append((shard, prompt_id, text))
     return found
 
@@ -284,11 +248,11 @@ def _per_kind(summaries: pl.DataFrame, prompts: pl.DataFrame) -> list[dict[str, 
     )
 
 
-def _layer_plot(store: AuditStore, key: str, rows: pl.DataFrame) -> str:
+def _layer_plot(audit: AuditedCheckpoint, rows: pl.DataFrame) -> str:
     from fbmem_core.report.plots import bar_plot
 
     refined = rows.filter(pl.col("stage") == "refined").unique(["layer", "neuron"])
     counts = dict(refined.group_by("layer").len().iter_rows())
-    layers = read_statistics(store, key).layers
+    layers = read_statistics(audit).layers
     named = {layer_name(layer): counts.get(layer, 0) for layer in layers}
     return bar_plot(named, title="Refined neurons of all prompts", label="neurons")

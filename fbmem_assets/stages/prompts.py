@@ -18,17 +18,15 @@ def prompt_set(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
     """One row per prompt. Read from the audit's prompt file; rows that cannot be used are counted in `rejected`."""
     from fbmem_core.inputs.prompts import read_prompts
 
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    prompts, rejected = read_prompts(audit.prompts)
-    tables.write("prompts", key, [{"audit": audit.name, **asdict(prompt)} for prompt in prompts])
-    tables.write("rejected", key, [{"stage": STAGE, **asdict(item)} for item in rejected], shard="prompt_set")
+    audit = store.open(context.partition_key)
+    prompts, rejected = read_prompts(audit.config.prompts)
+    audit.write("prompts", [{"audit": audit.config.name, **asdict(prompt)} for prompt in prompts])
+    audit.write("rejected", [{"stage": STAGE, **asdict(item)} for item in rejected], shard="prompt_set")
     kinds = Counter(prompt.kind or "" for prompt in prompts)
     return table_result(
-        store,
+        audit,
         "prompts",
-        key,
-        tables.read("prompts", key),
+        audit.read("prompts"),
         num_rejected=len(rejected),
         kinds=markdown_table([{"kind": kind, "prompts": count} for kind, count in kinds.items()]),
     )
@@ -40,26 +38,26 @@ def reference_images(context: dg.AssetExecutionContext, store: AuditStore) -> dg
     from fbmem_core.inputs.references import open_rgb, read_references
     from fbmem_core.report.pictures import contact_sheet
 
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    found = list(track(context, read_references(audit.references), what="reading references"))
+    audit = store.open(context.partition_key)
+    found = list(track(context, read_references(audit.config.references), what="reading references"))
     rows = []
     for reference in found:
         row = asdict(reference)
         row.pop("reason")
-        rows.append({"audit": audit.name, **row, "path": str(audit.references / reference.path)})
-    tables.write("reference_images", key, rows)
+        rows.append({"audit": audit.config.name, **row, "path": str(audit.config.references / reference.path)})
+    audit.write("reference_images", rows)
     left_out = [
         {"stage": STAGE, "item": r.reference_id, "reason": f"{r.status}: {r.reason}"} for r in found if r.status != "ok"
     ]
-    tables.write("rejected", key, left_out, shard="reference_images")
-    usable = [(r.reference_id, open_rgb(audit.references / r.path)) for r in found[:_SHEET_TILES] if r.status == "ok"]
+    audit.write("rejected", left_out, shard="reference_images")
+    usable = [
+        (r.reference_id, open_rgb(audit.config.references / r.path)) for r in found[:_SHEET_TILES] if r.status == "ok"
+    ]
     statuses = Counter(reference.status for reference in found)
     return table_result(
-        store,
+        audit,
         "reference_images",
-        key,
-        tables.read("reference_images", key),
+        audit.read("reference_images"),
         num_rejected=len(left_out),
         statuses=markdown_table([{"status": status, "images": count} for status, count in statuses.items()]),
         contact_sheet=picture(contact_sheet(usable, columns=10), "references"),

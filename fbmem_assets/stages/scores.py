@@ -5,13 +5,11 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.arms import BASELINE, MITIGATED
 from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore, track
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
-from fbmem_assets.stages.labels import count_references, summary_labels
-from fbmem_assets.stages.mitigations import method_names
-from fbmem_assets.stages.neurons import non_memorized_prompts
+from fbmem_assets.stages.labels import count_references
+from fbmem_core.audit.results import BASELINE, MITIGATED, AuditedCheckpoint
 from fbmem_core.mitigation import UNMITIGATED
 from fbmem_core.store.images import open_image
 
@@ -37,10 +35,10 @@ def mitigation_scores(context: dg.AssetExecutionContext, store: AuditStore) -> d
     """
     from fbmem_core.evaluation.scores import label_transitions, mitigation_score, score_difference
 
-    key, tables = context.partition_key, store.tables
+    audit = store.open(context.partition_key)
     scores: list[dict[str, Any]] = []
     transitions: list[dict[str, Any]] = []
-    methods = _before_and_after(store, key)
+    methods = _before_and_after(audit)
     for method, before, after in methods:
         for weights in ("severity", "released") if before else ():
             found = mitigation_score(before, after, weights=weights)  # type: ignore[arg-type]
@@ -55,20 +53,19 @@ def mitigation_scores(context: dg.AssetExecutionContext, store: AuditStore) -> d
         for other, _, labels in methods
         if before and other != method
     ]
-    tables.write("mitigation_scores", key, scores)
-    tables.write("label_transitions", key, transitions)
-    tables.write("mitigation_differences", key, differences)
-    table = tables.read("mitigation_scores", key)
+    audit.write("mitigation_scores", scores)
+    audit.write("label_transitions", transitions)
+    audit.write("mitigation_differences", differences)
+    table = audit.read("mitigation_scores")
     return table_result(
-        store,
+        audit,
         "mitigation_scores",
-        key,
         table,
         differences=markdown_table(differences),
         transitions=markdown_table([row for row in transitions if row["num_generations"]]),
-        bars=picture(_label_bars(store, key), "labels of memorized prompts by method"),
-        shares=picture(_share_plot(store, key), "score against share of neurons"),
-        one_to_many=picture(_one_to_many_plot(store, key), "references that a prompt matches"),
+        bars=picture(_label_bars(audit), "labels of memorized prompts by method"),
+        shares=picture(_share_plot(audit), "score against share of neurons"),
+        one_to_many=picture(_one_to_many_plot(audit), "references that a prompt matches"),
     )
 
 
@@ -79,54 +76,53 @@ def image_quality(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Ma
     The same prompts and seeds for every method. `side_effect` is how like non-memorized prompts' images stay to their
     unmitigated ones (MS-SSIM; 1: untouched). What cannot be measured has a reason in `status` and no value.
     """
-    key, tables = context.partition_key, store.tables
+    audit = store.open(context.partition_key)
     lost: dict[str, dict[str, Any]] = {}  # metrics that could not be measured: nobody looks for their weights again
     rows = [
         {"method": method, "prompts": prompts, **row}
-        for prompts, images in _images(store, key).items()
+        for prompts, images in _images(audit).items()
         for method, some in track(context, list(images.items()), what=f"quality, {prompts} prompts")
-        for row in _quality(store, key, some, images[UNMITIGATED] if prompts == INNOCENT else {}, lost)
+        for row in _quality(audit, some, images[UNMITIGATED] if prompts == INNOCENT else {}, lost)
     ]
-    tables.write("image_quality", key, rows)
-    table = tables.read("image_quality", key)
+    audit.write("image_quality", rows)
+    table = audit.read("image_quality")
     return table_result(
-        store, "image_quality", key, table, pareto=picture(_pareto_plot(store, key), "score against side effects")
+        audit, "image_quality", table, pareto=picture(_pareto_plot(audit), "score against side effects")
     )
 
 
 @dg.asset_check(asset=mitigation_scores, partitions_def=checkpoint_partitions)
 def no_mitigated_image_was_lost(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
     """Every image that was sampled under a mitigation is labelled, and so is the one without it."""
-    key = context.partition_key
-    scores = store.tables.read("mitigation_scores", key).filter(pl.col("weights") == "severity")
+    audit = store.open(context.partition_key)
+    scores = audit.read("mitigation_scores").filter(pl.col("weights") == "severity")
     lost = dict(scores.filter(pl.col("num_missing") > 0).select("method", "num_missing").iter_rows())
     return dg.AssetCheckResult(
         passed=not lost, severity=dg.AssetCheckSeverity.WARN, metadata={"missing": str(lost), "methods": len(scores)}
     )
 
 
-def method_table(store: AuditStore, key: str) -> pl.DataFrame:
+def method_table(audit: AuditedCheckpoint) -> pl.DataFrame:
     """One row per method, `none` first: score with its interval, labels left, share of neurons, price, what returns.
 
     Labels and quality are of the prompts and seeds that mitigations were tried on; `side_effect` is that of
     non-memorized prompts, `paraphrase` and `adversarial` the share of attempts that bring the memory back.
     """
-    tables = store.tables
-    names = [UNMITIGATED, *method_names(store, key)]
-    scores = tables.read("mitigation_scores", key).filter(pl.col("weights") == "severity")
+    names = [UNMITIGATED, *audit.method_names]
+    scores = audit.read("mitigation_scores").filter(pl.col("weights") == "severity")
     attempts = (
-        tables.read("attacks", key)
+        audit.read("attacks")
         .group_by("method", "attack")
         .agg((pl.col("num_returned").sum() / pl.col("num_attempts").sum()).alias("share"))
     )
     columns = [
         scores.select("method", "score", "low", "high", "achievable"),
-        _rates(store, key).select("method", "VM", "FM", "BM"),
-        tables.read("mitigations", key).select("method", "share"),
-        *(_price(store, key, metric, prompts) for metric, prompts in _PRICES.items()),
+        _rates(audit).select("method", "VM", "FM", "BM"),
+        audit.read("mitigations").select("method", "share"),
+        *(_price(audit, metric, prompts) for metric, prompts in _PRICES.items()),
         *(
             attempts.filter(pl.col("attack") == attack).select("method", pl.col("share").alias(attack))
-            for attack in store.audit(key)[0].mitigations.attacks
+            for attack in audit.config.mitigations.attacks
         ),
     ]
     table = pl.DataFrame({"method": names})
@@ -135,57 +131,56 @@ def method_table(store: AuditStore, key: str) -> pl.DataFrame:
     return table
 
 
-def _price(store: AuditStore, key: str, metric: str, prompts: str) -> pl.DataFrame:
-    rows = store.tables.read("image_quality", key).filter((pl.col("metric") == metric) & (pl.col("prompts") == prompts))
+def _price(audit: AuditedCheckpoint, metric: str, prompts: str) -> pl.DataFrame:
+    rows = audit.read("image_quality").filter((pl.col("metric") == metric) & (pl.col("prompts") == prompts))
     return rows.select("method", pl.col("value").alias(metric))
 
 
-def _rates(store: AuditStore, key: str) -> pl.DataFrame:
+def _rates(audit: AuditedCheckpoint) -> pl.DataFrame:
     """Share of each label among memorized prompts' images, by method, over the same prompts and seeds."""
-    labels = _matched_labels(store, key)
+    labels = _matched_labels(audit)
     return labels.group_by("method").agg(
         *((pl.col("label") == label).mean().alias(label) for label in ("VM", "FM", "BM", "NM"))
     )
 
 
-def _matched_labels(store: AuditStore, key: str) -> pl.DataFrame:
+def _matched_labels(audit: AuditedCheckpoint) -> pl.DataFrame:
     """The labels of memorized prompts that `none` and every mitigation have an image for."""
-    non_memorized = non_memorized_prompts(store, key)
-    after = summary_labels(store, key, MITIGATED)
-    before = summary_labels(store, key, BASELINE)
+    non_memorized = audit.non_memorized_prompts
+    after = audit.summary_labels(MITIGATED)
+    before = audit.summary_labels(BASELINE)
     if len(after):
         before = before.join(after.select("prompt_id", "seed").unique(), on=["prompt_id", "seed"], how="semi")
     both = pl.concat([before, after]).filter(~pl.col("prompt_id").is_in(non_memorized))
     return both.select(*_IMAGE, "label")
 
 
-def _before_and_after(store: AuditStore, key: str) -> "list[tuple[str, Labels, Labels]]":
+def _before_and_after(audit: AuditedCheckpoint) -> "list[tuple[str, Labels, Labels]]":
     """By method, in the order of the audit file."""
-    labels = _matched_labels(store, key)
+    labels = _matched_labels(audit)
     of = {
         str(method): {(prompt_id, seed): label for _, prompt_id, seed, label in rows.iter_rows()}
         for (method,), rows in labels.group_by("method")
     }
-    return [(name, of.get(UNMITIGATED, {}), of[name]) for name in method_names(store, key) if name in of]
+    return [(name, of.get(UNMITIGATED, {}), of[name]) for name in audit.method_names if name in of]
 
 
-def _images(store: AuditStore, key: str) -> "dict[str, dict[str, dict[tuple[str, int], Image.Image]]]":
+def _images(audit: AuditedCheckpoint) -> "dict[str, dict[str, dict[tuple[str, int], Image.Image]]]":
     """By group of prompts and method: the images of the prompts and seeds that mitigations were tried on."""
-    non_memorized = set(non_memorized_prompts(store, key))
-    after = MITIGATED.rows(store, "generations", key)
-    before = BASELINE.rows(store, "generations", key).join(
+    non_memorized = set(audit.non_memorized_prompts)
+    after = audit.read("generations", MITIGATED)
+    before = audit.read("generations", BASELINE).join(
         after.select("prompt_id", "seed").unique(), on=["prompt_id", "seed"], how="semi", maintain_order="left"
     )
     found: dict[str, dict[str, dict[tuple[str, int], Image.Image]]] = {MEMORIZED: {}, INNOCENT: {}}
     for method, prompt_id, seed, path in pl.concat([before, after]).select(*_IMAGE, "path").iter_rows():
         group = found[INNOCENT if prompt_id in non_memorized else MEMORIZED]
-        group.setdefault(method, {})[prompt_id, seed] = open_image(store.tables, path)
+        group.setdefault(method, {})[prompt_id, seed] = open_image(audit.store, path)
     return found
 
 
 def _quality(
-    store: AuditStore,
-    key: str,
+    audit: AuditedCheckpoint,
     images: "dict[tuple[str, int], Image.Image]",
     unmitigated: "dict[tuple[str, int], Image.Image]",
     lost: dict[str, dict[str, Any]],
@@ -195,13 +190,12 @@ def _quality(
     from fbmem_core.diffusion.checkpoint import choose_device
     from fbmem_core.evaluation.quality import MEASURED, Clip, diversity, measure_quality, side_effect
 
-    audit, _ = store.audit(key)
-    texts = dict(store.tables.read("prompts", key).select("prompt_id", "prompt").iter_rows())
-    clip = Clip(audit.clusters.model, audit.clusters.weights)
-    device = choose_device(audit.sampling.device)
+    texts = dict(audit.read("prompts").select("prompt_id", "prompt").iter_rows())
+    clip = Clip(audit.config.clusters.model, audit.config.clusters.weights)
+    device = choose_device(audit.config.sampling.device)
     shown, asked = list(images.values()), [texts[prompt_id] for prompt_id, _ in images]
     rows = []
-    for metric in audit.quality.metrics:
+    for metric in audit.config.quality.metrics:
         row = lost.get(metric) or vars(measure_quality(metric, shown, asked, clip=clip, device=device))
         if row["value"] is None:
             lost[metric] = row
@@ -222,33 +216,33 @@ def _quality(
     return rows
 
 
-def _label_bars(store: AuditStore, key: str) -> str:
+def _label_bars(audit: AuditedCheckpoint) -> str:
     from fbmem_core.report.plots import stacked_bar_plot
 
-    rates = {row["method"]: row for row in _rates(store, key).to_dicts()}
-    names = [UNMITIGATED, *method_names(store, key)]
+    rates = {row["method"]: row for row in _rates(audit).to_dicts()}
+    names = [UNMITIGATED, *audit.method_names]
     shares = {
         label: {name: rates[name][label] for name in names if name in rates} for label in ("VM", "FM", "BM", "NM")
     }
     return stacked_bar_plot(shares, title="Labels of memorized prompts", label="share of images")
 
 
-def _share_plot(store: AuditStore, key: str) -> str:
-    shares = dict(store.tables.read("mitigations", key).select("method", "share").iter_rows())
-    return _scatter(store, key, shares, title="Score against share of neurons", x_label="share of what was searched")
+def _share_plot(audit: AuditedCheckpoint) -> str:
+    shares = dict(audit.read("mitigations").select("method", "share").iter_rows())
+    return _scatter(audit, shares, title="Score against share of neurons", x_label="share of what was searched")
 
 
-def _pareto_plot(store: AuditStore, key: str) -> str:
-    quality = store.tables.read("image_quality", key).filter(pl.col("metric") == "side_effect")
+def _pareto_plot(audit: AuditedCheckpoint) -> str:
+    quality = audit.read("image_quality").filter(pl.col("metric") == "side_effect")
     kept = dict(quality.select("method", "value").iter_rows())
     label = "similarity of non-memorized prompts' images to their own"
-    return _scatter(store, key, kept, title="Score against side effects", x_label=label)
+    return _scatter(audit, kept, title="Score against side effects", x_label=label)
 
 
-def _scatter(store: AuditStore, key: str, x: dict[str, float | None], *, title: str, x_label: str) -> str:
+def _scatter(audit: AuditedCheckpoint, x: dict[str, float | None], *, title: str, x_label: str) -> str:
     from fbmem_core.report.plots import line_plot
 
-    scores = store.tables.read("mitigation_scores", key).filter(pl.col("weights") == "severity")
+    scores = audit.read("mitigation_scores").filter(pl.col("weights") == "severity")
     points = {
         method: ([x[method]], [score])
         for method, score in scores.select("method", "score").iter_rows()
@@ -257,16 +251,16 @@ def _scatter(store: AuditStore, key: str, x: dict[str, float | None], *, title: 
     return line_plot(points, title=title, x_label=x_label, label="mitigation score", style="o")  # type: ignore[arg-type]
 
 
-def _one_to_many_plot(store: AuditStore, key: str) -> str:
+def _one_to_many_plot(audit: AuditedCheckpoint) -> str:
     """How many memorized prompts match how many references, before and after, over the same seeds."""
     from fbmem_core.report.plots import line_plot
 
-    images = MITIGATED.rows(store, "generations", key).select("prompt_id", "seed").unique()
+    images = audit.read("generations", MITIGATED).select("prompt_id", "seed").unique()
     counts = pl.DataFrame(
-        [row for arm in (BASELINE, MITIGATED) for row in count_references(store, key, arm, images)],
-        schema=store.tables.read("one_to_many", key).drop("checkpoint").schema,
+        [row for arm in (BASELINE, MITIGATED) for row in count_references(audit, arm, images)],
+        schema=audit.read("one_to_many").drop("checkpoint").schema,
     )
-    non_memorized = non_memorized_prompts(store, key)
+    non_memorized = audit.non_memorized_prompts
     shown = counts.filter(~pl.col("prompt_id").is_in(non_memorized))
     most = int(shown["num_references"].max() or 0)  # type: ignore[arg-type]
     series = {

@@ -9,8 +9,7 @@ import polars as pl
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import picture, table_asset, table_result
 from fbmem_assets.stages.clusters import embeddings
-from fbmem_assets.stages.neurons import read_neurons
-from fbmem_core.audit.config import Audit
+from fbmem_core.audit.results import AuditedCheckpoint
 
 STAGE = "scores"
 
@@ -31,13 +30,12 @@ def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) ->
     from fbmem_core.neurons.layers import union
     from fbmem_core.report.plots import line_plot
 
-    key, tables = context.partition_key, store.tables
-    audit, _ = store.audit(key)
-    settings = audit.clusters
-    vectors = embeddings(store, key)
-    prompt_ids = tables.read("prompts", key)["prompt_id"].to_list()
-    refined, total = read_neurons(store, key), len(tables.read("activation_statistics", key))
-    scores = tables.read("mitigation_scores", key).filter(pl.col("weights") == "severity")
+    audit = store.open(context.partition_key)
+    settings = audit.config.clusters
+    vectors = embeddings(audit)
+    prompt_ids = audit.read("prompts")["prompt_id"].to_list()
+    refined, total = audit.neurons(), len(audit.read("activation_statistics"))
+    scores = audit.read("mitigation_scores").filter(pl.col("weights") == "severity")
     row_of = {row["method"]: row for row in scores.to_dicts()}
     scored = {n: row_of[name] for n, name in sorted(_method_by_count(audit).items()) if name in row_of}
     rows: list[dict[str, Any]] = []
@@ -55,7 +53,7 @@ def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) ->
             "max_union": max(sizes), "max_union_share": max(sizes) / total,
             "score": scored.get(count, {}).get("score"),
         })  # fmt: skip
-    tables.write("cluster_sensitivity", key, rows)
+    audit.write("cluster_sensitivity", rows)
     counts = [row["count"] for row in rows]
     series = {name: (counts, [row[name] for row in rows]) for name in ("silhouette", "stability", "max_union_share")}
     removed = {n: row["score"] / row["achievable"] for n, row in scored.items() if row["achievable"]}
@@ -63,14 +61,14 @@ def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) ->
         series["memory removed"] = (list(removed), list(removed.values()))
     label = "silhouette, Rand index, shares"
     plot = line_plot(series, title="Number of clusters", x_label="clusters", label=label, style="o-")
-    table = tables.read("cluster_sensitivity", key)
-    return table_result(store, "cluster_sensitivity", key, table, plot=picture(plot, "by number of clusters"))
+    table = audit.read("cluster_sensitivity")
+    return table_result(audit, "cluster_sensitivity", table, plot=picture(plot, "by number of clusters"))
 
 
-def _method_by_count(audit: Audit) -> dict[int, str]:
+def _method_by_count(audit: AuditedCheckpoint) -> dict[int, str]:
     """By number of clusters, the first `nemo_c` that switches its neurons off."""
     found: dict[int, str] = {}
-    for spec in audit.mitigations.methods:
+    for spec in audit.config.mitigations.methods:
         if spec.method == "nemo_c" and not spec.options.get("factor"):
-            found.setdefault(spec.num_clusters or audit.clusters.count, spec.title)
+            found.setdefault(spec.num_clusters or audit.config.clusters.count, spec.title)
     return found

@@ -3,12 +3,12 @@
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.arms import BASELINE, Arm
 from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import WHOLE
 from fbmem_assets.orchestration.tables import table_asset, table_result
 from fbmem_assets.stages import neighbors as neighbors_stage
+from fbmem_core.audit.results import BASELINE, Arm
 from fbmem_core.similarity import REGIONS
 
 STAGE = "similarities"
@@ -28,18 +28,18 @@ def similarities_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefini
     )
     def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
         """One row per (method, prompt_id, seed, reference_id, masking, transform): similarities by region."""
-        key = context.partition_key
+        audit = store.open(context.partition_key)
         _score_missing(context, store, arm)
-        return table_result(store, "similarities", key, arm.rows(store, "similarities", key))
+        return table_result(audit, "similarities", audit.read("similarities", arm))
 
     @dg.asset_check(asset=asset, partitions_def=checkpoint_partitions)
     def every_neighbor_is_scored(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
         """Every pair of `neighbors` has its row, with the value that ranked it."""
-        key = context.partition_key
-        scored = arm.rows(store, "similarities", key)
+        audit = store.open(context.partition_key)
+        scored = audit.read("similarities", arm)
         by_region = scored.rename({f"{region}_similarity": region for region in REGIONS})
         long = by_region.unpivot(REGIONS, index=_PAIR, variable_name="region", value_name="value")
-        ranked = arm.rows(store, "neighbors", key)
+        ranked = audit.read("neighbors", arm)
         joined = ranked.join(long, on=[*_PAIR, "region"], how="left")
         wrong = joined.filter(pl.col("value").is_null() | ((pl.col("value") - pl.col("similarity")).abs() > 1e-5))
         return dg.AssetCheckResult(
@@ -54,8 +54,7 @@ similarities, every_neighbor_is_scored = similarities_of(BASELINE)
 
 def _score_missing(context: dg.AssetExecutionContext, store: AuditStore, arm: Arm) -> None:
     """`neighbors` writes the similarities of what it compares; here only those that were lost since are made again."""
-    tables = store.tables
-    shards = [shard for shard in tables.shards("neighbors", context.partition_key) if shard.startswith(f"{arm.shard}-")]
-    whole = tables.shards("similarities", context.partition_key, report=context.log.warning)
-    if set(shards) - whole:
+    audit = store.open(context.partition_key)
+    shards = {shard for shard in audit.shards("neighbors") if shard.startswith(f"{arm.shard}-")}
+    if shards - audit.shards("similarities", report=context.log.warning):
         neighbors_stage.compare_missing(context, store, arm, WHOLE)

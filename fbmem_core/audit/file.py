@@ -79,6 +79,9 @@ def _resolve_sections(audit: Audit, file: Path) -> dict[str, Any]:
     prompts = audit.neurons.non_memorized_prompts
     if prompts is not None:
         sections["neurons"] = {"non_memorized_prompts": _existing("neurons.non_memorized_prompts", prompts, file)}
+    if audit.similarity.descriptor_weights is not None:
+        key = "similarity.descriptor_weights"
+        sections["similarity"] = {"descriptor_weights": _existing(key, audit.similarity.descriptor_weights, file)}
     weights = file.parent.resolve() / audit.clusters.weights
     if _exists(weights) and weights.is_file():  # else it is a tag
         sections["clusters"] = {"weights": str(weights)}

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from typing import TYPE_CHECKING
 
 from fbmem_core.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep up to 1 GiB that torch frees, in blocks up to 32 MiB: it is wanted again at once.
+
+    Given back to the system it is zeroed page by page at every step, a tenth of the time of sampling on a CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # musl has none
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 def smaller_batch(size: int, device: torch.device | str) -> int:

@@ -17,13 +17,14 @@ from fbmem_core.errors import InputError
 from fbmem_core.inputs.references import MIN_SIDE, ReferenceImage, open_rgb, read_references
 from fbmem_core.inputs.segmentation import Segmenter
 from fbmem_core.labels import label_generation
+from fbmem_core.retrieval.descriptors import region_descriptors
+from fbmem_core.retrieval.descriptors.sscd import Sscd
 from fbmem_core.retrieval.image_sets import ImageSet, load_image_set
 from fbmem_core.retrieval.moved import SEARCHED, MovedCopies
 from fbmem_core.retrieval.neighbors import Neighbor
 from fbmem_core.retrieval.planes import Planes
 from fbmem_core.retrieval.search import search
 from fbmem_core.retrieval.settings import SimilarityConfig
-from fbmem_core.retrieval.sscd import Sscd
 from fbmem_core.similarity import Alignment
 
 _IN_MEMORY_BYTES = 2 * 2**30
@@ -106,7 +107,7 @@ def score_folders(
         planes = Planes(images, masking, device=device)
         moved = MovedCopies(images, alignment)
         asked = _items(generated, ours.usable, generated_masks, maker, mattes / "generated", report)
-        described = {} if network is None else network.region_descriptors(images)
+        described = {} if network is None else region_descriptors(images, network)
         by_sscd: list[dict[str, Any]] = []
         labels: list[dict[str, Any]] = []
         neighbors: list[dict[str, Any]] = []
@@ -201,7 +202,7 @@ def _mask_of(entry: ReferenceImage, masks: Path) -> Path:
 def _nearest_by_sscd(
     network: Sscd, block: ImageSet, references: dict[str, Tensor], names: tuple[str, ...]
 ) -> Iterator[dict[str, Any]]:
-    for region, ours in network.region_descriptors(block).items():
+    for region, ours in region_descriptors(block, network).items():
         best, column = (ours @ references[region].mT).nan_to_num(-2.0).max(dim=1)
         for name, similarity, reference in zip(block.ids, best.tolist(), column.tolist(), strict=True):
             if similarity >= -1.5:  # else undecided

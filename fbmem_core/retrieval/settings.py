@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from fbmem_core.labels import BETA, TAU, Rule
+from fbmem_core.retrieval.descriptors import DESCRIPTORS
 from fbmem_core.settings import DEVICE_PATTERN, Section, as_list
 from fbmem_core.similarity import MIN_SIDE, Alignment, Masking
 
@@ -16,7 +18,8 @@ FLOOR_BELOW_TAU = 0.2  # how far below tau every reference is listed
 class SimilarityConfig(Section):
     """How generations and references are compared. Summaries and scores use the first masking and rule.
 
-    With a `prefilter` only the references whose embeddings are near are compared: the `num_candidates` nearest by the
+    With a `prefilter` only the references whose vectors are near are compared (`pipeline`: those of its autoencoder,
+    `open_clip`, or a descriptor with its file `descriptor_weights`): the `num_candidates` nearest by the
     whole image, its foreground and its background. Its recall is measured on `num_checked` generations.
     """
 
@@ -29,7 +32,8 @@ class SimilarityConfig(Section):
     floor: float | None = Field(None, ge=0, le=1)
     device: str = Field("auto", pattern=DEVICE_PATTERN)
     alignment: Alignment = "fast"
-    prefilter: Literal["none", "pipeline", "open_clip"] = "none"
+    prefilter: str = "none"
+    descriptor_weights: Path | None = Field(None, validate_default=True)
     num_candidates: int = Field(1000, ge=1)
     num_checked: int = Field(20, ge=0)
 
@@ -37,6 +41,22 @@ class SimilarityConfig(Section):
     def lowest(self) -> float:
         """The floor: every reference of at least this similarity is found. tau - 0.2 unless the file says otherwise."""
         return max(self.tau - FLOOR_BELOW_TAU, 0.0) if self.floor is None else self.floor
+
+    @field_validator("descriptor_weights")
+    @classmethod
+    def _weights_are_those_of_a_prefilter(cls, weights: Path | None, info: ValidationInfo) -> Path | None:
+        needs_file = info.data.get("prefilter") not in ("none", "pipeline", "open_clip")
+        if needs_file != (weights is not None):
+            raise ValueError("to be given if, and only if, `similarity.prefilter` is a descriptor made of a file")
+        return weights
+
+    @field_validator("prefilter")
+    @classmethod
+    def _prefilter_is_a_descriptor(cls, prefilter: str) -> str:
+        names = ("none", "pipeline", *(name for name in DESCRIPTORS if name != "latents"))
+        if prefilter not in names:
+            raise ValueError(f"to be one of {', '.join(names)}")
+        return prefilter
 
     @field_validator("floor")
     @classmethod

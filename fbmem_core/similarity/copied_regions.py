@@ -68,7 +68,10 @@ def copy_map(generation: np.ndarray, reference: np.ndarray, covered: np.ndarray 
         reference: The other, already moved to where the generation shows it.
         covered: bool [h, w]: where the generation shows something of it; everywhere by default.
     """
-    x, y = (cv2.resize(side, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255 for side in (generation, reference))
+    x, y = (
+        cv2.resize(side, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        for side in (generation, reference)
+    )
     agreement, texture, total = (np.zeros((SIDE, SIDE), np.float32) for _ in range(3))
     for scale in _SCALES:
         if scale:

@@ -13,7 +13,7 @@ COMMANDS = re.findall(r"^\$ (.+)$", README, flags=re.MULTILINE)
 
 
 def test_the_readme_shows_the_commands_that_these_tests_run():
-    assert {command.split()[0] for command in COMMANDS} == {"make", "fbmem"}
+    assert {command.split()[0] for command in COMMANDS} == {"make", "fbmem", "source"}
     assert len([command for command in COMMANDS if command.startswith("fbmem sql")]) >= 3
 
 
@@ -86,11 +86,18 @@ def test_every_key_of_the_audit_file_is_documented():
             assert f"`{name}`" in text if section is None else f"`{name}.{key}`" in text or f"`.{key}`" in text
 
 
-def test_the_table_of_mitigations_in_the_readme_is_the_stored_one():
-    import polars as pl
+def test_the_example_of_a_finished_audit_runs(audited, monkeypatch, tmp_path, capsys):
+    [code] = re.findall(r"```python\n(.+?)```", (PROJECT / "docs" / "python.md").read_text("utf-8"), flags=re.DOTALL)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "store").symlink_to(audited[0])
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/python.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert "StableDiffusionPipeline" in shown
+    assert "clockwork_owl-0 masked clockwork_owl" in shown
 
-    from fbmem_assets.commands.mitigations import markdown_lines
 
-    stored = pl.read_csv(PROJECT / "data" / "canary" / "mitigations.csv")
-    assert set(stored["method"]) == {"none", "random", "nemo", "nemo_c", "wanda", "wen", "fade"}
-    assert "\n".join(markdown_lines(stored.columns, stored.rows())) in README
+def test_every_page_that_a_document_links_to_is_there():
+    for page in [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *(PROJECT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"

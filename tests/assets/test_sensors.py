@@ -18,9 +18,9 @@ from dagster._daemon import get_default_daemon_logger
 from dagster._daemon.sensor import execute_sensor_iteration
 from PIL import Image
 
-from fbmem_assets.orchestration.partitions import registered_audit
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.sensors import INTERVAL_SECONDS
+from fbmem_core.audit.results import read_record
 from fbmem_core.store.tables import Store
 from tests.assets.conftest import PROJECT
 
@@ -151,7 +151,7 @@ def test_a_new_audit_file_is_one_partition_and_one_run(daemon, instance, store, 
     [(key, run_key)] = runs(instance, file)
     assert partitions(instance, file) == [key]
     assert run_key.startswith(f"{key}:")
-    audit, found = registered_audit(store, key)
+    audit, found = read_record(store, key)
     assert (audit.name, found.directory) == (file.stem, checkpoint)
 
 
@@ -238,12 +238,12 @@ def test_an_edited_audit_file_is_audited_again_after_the_run_in_work(daemon, ins
     file.write_text(file.read_text() + "samples_per_prompt: 3\n")
     assert "is being audited; waiting" in daemon.tick(2)
     [key] = partitions(instance, file)
-    assert registered_audit(store, key)[0].samples_per_prompt == 5
+    assert read_record(store, key)[0].samples_per_prompt == 5
     finish(instance, file)
     daemon.tick(2)
     assert len(runs(instance, file)) == 2
     assert partitions(instance, file) == [key]
-    assert registered_audit(store, key)[0].samples_per_prompt == 3
+    assert read_record(store, key)[0].samples_per_prompt == 3
 
 
 def test_a_failed_audit_runs_again_when_its_files_are_touched(daemon, instance, watched):
@@ -290,7 +290,7 @@ def test_a_hub_id_is_watched_by_its_commit(daemon, instance, store, watched, fol
     file.write_text(yaml.safe_dump(settings | {"revision": commit}))
     daemon.tick(3)
     [(key, _)] = runs(instance, file)
-    assert registered_audit(store, key)[1].revision == commit
+    assert read_record(store, key)[1].revision == commit
 
 
 def test_the_schedule_audits_the_newest_checkpoint_again_unless_it_is_being_audited(daemon, instance, store, watched):

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.retrieval.descriptors.latents import Latents
 from fbmem_core.retrieval.neighbors import FLOOR, nearest_references
 from fbmem_core.retrieval.planes import Planes
-from fbmem_core.retrieval.prefilter import LatentEmbedder, Prefilter, measure_recall
+from fbmem_core.retrieval.prefilter import Prefilter, measure_recall
 from tests.benchmarks.bench_similarity import pictures
 
 CHECKPOINT = Path(__file__).parents[2] / "data" / "canary" / "checkpoint"
@@ -29,7 +30,7 @@ def main() -> None:
     print(f"prefilter: {NUM_GENERATIONS} x {NUM_REFERENCES} at {SIZE} px, floor {FLOOR:.1f}; full search {took:.1f} s")
     pipeline = load_pipeline(find_checkpoint(str(CHECKPOINT)), dtype="float32", device="cpu")
     started = time.perf_counter()
-    prefilter = Prefilter(references, LatentEmbedder(pipeline.vae, image_size=64), num_candidates=NUM_CANDIDATES[-1])
+    prefilter = Prefilter(references, Latents(pipeline.vae, image_size=64), num_candidates=NUM_CANDIDATES[-1])
     print(f"embedding the references: {time.perf_counter() - started:.1f} s")
     for prefilter.num_candidates in NUM_CANDIDATES:
         started = time.perf_counter()

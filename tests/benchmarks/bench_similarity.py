@@ -20,10 +20,11 @@ from PIL import Image
 
 from fbmem_core.canary.pictures import draw_object, random_creature, random_object
 from fbmem_core.labels import TAU
+from fbmem_core.retrieval.descriptors import describe
+from fbmem_core.retrieval.descriptors.sscd import Sscd
 from fbmem_core.retrieval.image_sets import ImageSet
 from fbmem_core.retrieval.neighbors import FLOOR, nearest_references
 from fbmem_core.retrieval.planes import Planes
-from fbmem_core.retrieval.sscd import Sscd
 from fbmem_core.similarity.regions import MEASURES, region_similarity
 
 NUM_LOOP_PAIRS = 4
@@ -156,7 +157,7 @@ def _print_sscd(images: ImageSet, loop: float, num_generations: int, num_referen
         torch.jit.trace(network.eval(), torch.zeros(1, 3, 320, 320)).save(str(path))
         sscd = Sscd(path)
     pixels, alphas = images.tensors(torch.arange(min(8, len(images))))
-    took = _seconds(lambda: [sscd.descriptors(pixels, shown) for shown in (alphas, 1 - alphas)])
+    took = _seconds(lambda: [describe(sscd, pixels, shown) for shown in (alphas, 1 - alphas)])
     each = 1000 * took / len(pixels)
     for what, pair in (
         ("a pair at a time", 2 * each),

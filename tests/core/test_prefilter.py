@@ -2,26 +2,26 @@
 
 import math
 
-import numpy as np
 import open_clip
 import pytest
 import torch
 
 from fbmem_core.errors import InputError, WeightsNotFoundError
+from fbmem_core.retrieval.descriptors import region_descriptors
+from fbmem_core.retrieval.descriptors.latents import Latents
+from fbmem_core.retrieval.descriptors.open_clip import OpenClip
 from fbmem_core.retrieval.neighbors import Neighbor, nearest_references
-from fbmem_core.retrieval.prefilter import (
-    LatentEmbedder,
-    OpenClipEmbedder,
-    Prefilter,
-    measure_recall,
-    region_embeddings,
-)
+from fbmem_core.retrieval.prefilter import Prefilter, measure_recall
 from tests.core.test_neighbors import generation_set, reference_set
 
 
-def small(images):
-    """A thumbnail as the embedding."""
-    return torch.nn.functional.interpolate(images, size=(6, 6), mode="area").flatten(1)
+class Thumbnail:
+    """A thumbnail as the vector."""
+
+    name, fill, device = "thumbnail", (0.5, 0.5, 0.5), "cpu"
+
+    def __call__(self, images):
+        return torch.nn.functional.interpolate(images, size=(6, 6), mode="area").flatten(1)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_no_neighbor_is_complete_unless_every_reference_is_a_candidate(sets):
 
 def test_a_copied_region_is_a_candidate_by_its_own_embedding(sets):
     generations, references = sets
-    candidates = Prefilter(references, small, num_candidates=3).candidates(generations)
+    candidates = Prefilter(references, Thumbnail(), num_candidates=3).candidates(generations)
     nearest = dict(nearest_references(generations, references, floor=0.0, top_k=1))
     for name in ("g0", "g4"):
         best = {n.region: n.reference_id for n in nearest[name] if n.rank == 1}
@@ -64,10 +64,10 @@ def test_a_copied_region_is_a_candidate_by_its_own_embedding(sets):
 
 
 def test_embeddings_have_unit_length_and_tell_regions_apart(sets):
-    found = region_embeddings(sets[1].select(range(4)), small)
-    assert list(found) == ["full", "foreground", "background"]
-    assert all(np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5) for vectors in found.values())
-    assert not np.allclose(found["foreground"], found["background"])
+    vectors = region_descriptors(sets[1].select(range(4)), Thumbnail())
+    assert list(vectors) == ["full", "foreground", "background"]
+    assert all(torch.allclose(v.norm(dim=1), torch.ones(4), atol=1e-5) for v in vectors.values())
+    assert not torch.allclose(vectors["foreground"], vectors["background"])
 
 
 def test_recall_counts_the_pairs_that_a_full_search_finds():
@@ -87,7 +87,7 @@ def test_recall_counts_the_pairs_that_a_full_search_finds():
 def test_the_pipelines_autoencoder_embeds_alike_what_looks_alike(tiny_checkpoint):
     from diffusers import AutoencoderKL
 
-    embedder = LatentEmbedder(AutoencoderKL.from_pretrained(tiny_checkpoint / "vae"), image_size=64)
+    embedder = Latents(AutoencoderKL.from_pretrained(tiny_checkpoint / "vae"), image_size=64)
     images = torch.rand(2, 3, 100, 100, generator=torch.Generator().manual_seed(0))
     near = (images[:1] + 0.01).clamp(0, 1)
     one, other, like = torch.nn.functional.normalize(embedder(torch.cat([images, near])), dim=1)
@@ -98,7 +98,7 @@ def test_the_pipelines_autoencoder_embeds_alike_what_looks_alike(tiny_checkpoint
 def test_open_clip_embeds_with_weights_from_a_file(tmp_path):
     torch.manual_seed(0)
     torch.save(open_clip.create_model("RN50-quickgelu", pretrained=None).state_dict(), tmp_path / "weights.pt")
-    embedder = OpenClipEmbedder("RN50-quickgelu", str(tmp_path / "weights.pt"))
+    embedder = OpenClip("RN50-quickgelu", str(tmp_path / "weights.pt"))
     vectors = embedder(torch.rand(2, 3, 64, 64))
     assert vectors.shape == (2, 1024)
     assert torch.isfinite(vectors).all()
@@ -106,9 +106,9 @@ def test_open_clip_embeds_with_weights_from_a_file(tmp_path):
 
 def test_weights_that_cannot_be_had_are_one_clear_line():
     with pytest.raises(WeightsNotFoundError, match="Expected the weights `nowhere` of open_clip's RN50"):
-        OpenClipEmbedder("RN50", "nowhere")
+        OpenClip("RN50", "nowhere")
 
 
 def test_no_candidates_at_all_is_refused(sets):
     with pytest.raises(InputError, match="at least one candidate"):
-        Prefilter(sets[1], small, num_candidates=0)
+        Prefilter(sets[1], Thumbnail(), num_candidates=0)

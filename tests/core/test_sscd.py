@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fbmem_core.errors import InputError, WeightsNotFoundError
-from fbmem_core.retrieval.sscd import Sscd, sscd_similarity
+from fbmem_core.retrieval.descriptors import describe
+from fbmem_core.retrieval.descriptors.sscd import Sscd, sscd_similarity
 from tests.conftest import save_torchscript
 from tests.core.test_ms_ssim import images, patch
 
@@ -19,7 +20,7 @@ def test_descriptors_are_those_of_the_network_on_resized_normalised_images(tiny_
         scripted = torch.jit.load(str(tiny_sscd))
     expected = scripted((x - MEAN) / STD)
     expected = expected / expected.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(network.descriptors(x), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(describe(network, x), expected, atol=1e-5, rtol=0)
 
 
 def test_the_name_says_which_network_and_which_preprocessing(tiny_sscd):

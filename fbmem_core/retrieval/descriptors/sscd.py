@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fbmem_core.errors import InputError, WeightsNotFoundError
-from fbmem_core.retrieval.image_sets import ImageSet
+from fbmem_core.retrieval.descriptors import describe
 from fbmem_core.similarity.regions import RegionSimilarity
 
 _MEAN = (0.485, 0.456, 0.406)  # of ImageNet, with which the authors trained
 _STD = (0.229, 0.224, 0.225)
-_BATCH = 16
 
 
 class Sscd:
@@ -37,6 +36,8 @@ class Sscd:
         WeightsNotFoundError: No such file.
         InputError: The file is no TorchScript, or gives no vector for an image.
     """
+
+    fill = _MEAN
 
     def __init__(self, path: Path, *, input_size: int = 320, device: str = "cpu") -> None:
         if not path.is_file():
@@ -54,41 +55,30 @@ class Sscd:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         self.name = f"{path.name}@{digest}, {input_size}x{input_size}, ImageNet normalisation"
         with torch.inference_mode():
-            found = self._network(torch.zeros(1, 3, input_size, input_size, device=device))
-        if not isinstance(found, Tensor) or found.ndim != 2:
-            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            vectors = self._network(torch.zeros(1, 3, input_size, input_size, device=device))
+        if not isinstance(vectors, Tensor) or vectors.ndim != 2:
+            got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             raise InputError("a network that gives [n, d] descriptors", got, where=path, cure="Use one of SSCD's.")
 
-    def descriptors(self, images: Float[Tensor, "n 3 h w"], shown: Tensor | None = None) -> Float[Tensor, "n d"]:
-        """Descriptors of unit length of RGB images in [0, 1].
-
-        `shown` [n, 1, h, w] in [0, 1] is the region that the network sees; the rest has ImageNet's mean colour.
-        """
+    def __call__(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        """Descriptors of RGB images in [0, 1]."""
         mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (_MEAN, _STD))
-        seen = (images - mean) / std
-        if shown is not None:
-            seen = seen * shown
-        seen = F.interpolate(seen, size=(self.input_size,) * 2, mode="bilinear", antialias=True)
+        seen = F.interpolate((images - mean) / std, size=(self.input_size,) * 2, mode="bilinear", antialias=True)
         with torch.inference_mode():
-            return F.normalize(self._network(seen.to(self.device)).float(), dim=1)
-
-    def region_descriptors(self, images: ImageSet) -> dict[str, Float[Tensor, "n d"]]:
-        """Descriptors of the whole images, their foregrounds and their backgrounds; NaN where a matte is undecided."""
-        parts: dict[str, list[Tensor]] = {"full": [], "foreground": [], "background": []}
-        for rows in torch.arange(len(images)).split(_BATCH):
-            pixels, alphas = images.tensors(rows, self.device)
-            undecided = torch.from_numpy(~images.decided[rows.numpy()]).to(self.device)[:, None]
-            parts["full"].append(self.descriptors(pixels))
-            for part, shown in (("foreground", alphas), ("background", 1 - alphas)):
-                parts[part].append(self.descriptors(pixels, shown).masked_fill(undecided, torch.nan))
-        return {part: torch.cat(found) for part, found in parts.items()}
+            return self._network(seen.to(self.device)).float()
 
 
 def sscd_similarity(network: Sscd, x: Tensor, y: Tensor, alpha_x: Tensor, alpha_y: Tensor) -> RegionSimilarity:
     """Cosine similarity in [-1, 1] of each pair (x[i], y[i]) of RGB images [n, 3, h, w] with mattes [n, 1, h, w]."""
-    shown = {"full": (None, None), "foreground": (alpha_x, alpha_y), "background": (1 - alpha_x, 1 - alpha_y)}
-    found = {
-        part: (network.descriptors(x, of_x) * network.descriptors(y, of_y)).sum(dim=1)
-        for part, (of_x, of_y) in shown.items()
-    }
-    return RegionSimilarity(**found)
+    visible = {"full": (None, None), "foreground": (alpha_x, alpha_y), "background": (1 - alpha_x, 1 - alpha_y)}
+    return RegionSimilarity(
+        **{
+            region: (describe(network, x, visible_x) * describe(network, y, visible_y)).sum(dim=1)
+            for region, (visible_x, visible_y) in visible.items()
+        }
+    )
+
+
+def from_file(weights: Path, *, device: str = "cpu") -> Sscd:
+    """SSCD with the TorchScript network of a file."""
+    return Sscd(weights, device=device)
