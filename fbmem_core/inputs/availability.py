@@ -16,7 +16,8 @@ from PIL import Image
 from fbmem_core.errors import InputError
 from fbmem_core.inputs.fetching import PASSING, Answer, Fetcher, Limits
 from fbmem_core.inputs.packs import MANIFEST_COLUMNS, MANIFEST_NAME, PICTURES_DIR, PROMPTS_NAME, write_table
-from fbmem_core.inputs.references import MIN_SIDE, open_rgb
+from fbmem_core.inputs.pictures import open_rgb
+from fbmem_core.inputs.references import MIN_SIDE
 
 RECORD_NAME = "fetched.jsonl"
 _DARK = 8  # of 255: a picture whose numbers all lie below it is black
