@@ -39,7 +39,7 @@ bench: $(BIN)/.installed-dev ## measure speed, as ratios within one run
 	$(BIN)/python -m tests.benchmarks
 
 canary: $(BIN)/.installed-dev ## draw and train the canary anew (hours on a CPU; goes on where it was stopped)
-	$(BIN)/fbmem canary
+	$(BIN)/fbmem canary routed
 
 docs: $(BIN)/.installed-dev ## write docs/tables.md anew from the definitions of the tables
 	$(BIN)/python docs/write_tables.py

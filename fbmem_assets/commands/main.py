@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from fbmem_assets.commands.audit import BAD_INPUT, DEFAULT_AUDIT, audit
+from fbmem_assets.commands.canary import canary
 from fbmem_assets.commands.instance import open_instance
 from fbmem_assets.commands.mitigations import mitigations
 from fbmem_assets.commands.neurons import deactivate, neurons
@@ -61,35 +62,6 @@ def register(file: Path, store: str) -> None:
     click.echo(register_audit(file, Store(store), instance))
 
 
-@main.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("data/canary"), show_default=True)
-@click.option("--state", type=click.Path(path_type=Path), default=Path("data/store/canary"), show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--pictures-only", is_flag=True, help="Write prompts, references and truth, train nothing.")
-def canary(out: Path, state: Path, device: str, pictures_only: bool) -> None:
-    """Draw the canary's pictures and train its models; a stopped training goes on where it was."""
-    from fbmem_core.canary.export import write_pictures
-
-    write_pictures(out)
-    if pictures_only:
-        return
-    from tqdm import tqdm
-
-    from fbmem_core.canary.export import write_models
-    from fbmem_core.canary.recipe import Recipe
-    from fbmem_core.canary.training import Trainer
-
-    bars: dict[str, tqdm[Any]] = {}
-
-    def report(stage: str, step: int, num_steps: int, loss: float) -> None:
-        if stage not in bars:
-            bars[stage] = tqdm(desc=stage, total=num_steps, initial=step - 1, mininterval=5)
-        bars[stage].set_postfix(loss=f"{loss:.4f}", refresh=False)
-        bars[stage].update()
-
-    write_models(Trainer(state, recipe=Recipe(), device=device, report=report), out)
-
-
 main.add_command(audit)
 main.add_command(sql)
 main.add_command(report)
@@ -97,6 +69,7 @@ main.add_command(verify)
 main.add_command(reproduce)
 main.add_command(review)
 main.add_command(score)
+main.add_command(canary)
 main.add_command(neurons)
 main.add_command(deactivate)
 main.add_command(mitigations)

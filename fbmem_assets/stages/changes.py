@@ -78,8 +78,9 @@ def memorization_rates(context: dg.AssetExecutionContext, store: AuditStore) -> 
     del row["checkpoint"]
     row["share"] = (labels["label"] != "NM").mean()
     if before is not None:
-        rise = measure_rise(_images(store.open(before)), _images(audit))
-        row |= {"previous": before, **vars(rise), "differing_settings": _differing(store.open(before), audit)}
+        earlier = store.open(before)
+        rise = measure_rise(_images(earlier), _images(audit), units=_units(earlier, audit))
+        row |= {"previous": before, **vars(rise), "differing_settings": _differing(earlier, audit)}
     audit.write("memorization_rates", [row])
     table = audit.read("memorization_rates")
     shown = {name: value for name, value in row.items() if isinstance(value, float)}
@@ -132,6 +133,16 @@ def across_checkpoints(store: Store, table: pl.DataFrame) -> pl.DataFrame:
 def _images(audit: AuditedCheckpoint) -> pl.DataFrame:
     prompts = audit.read("prompts").select("prompt_id", "prompt")
     return audit.summary_labels().select("prompt_id", "seed", "label").join(prompts, on="prompt_id")
+
+
+def _units(before: AuditedCheckpoint, after: AuditedCheckpoint) -> dict[str, str]:
+    """By prompt_id of the checkpoint before: prompts that copy a common reference under either are one unit."""
+    from fbmem_core.evaluation.intervals import label_units
+
+    texts, names = (audit.read("prompts").select("prompt_id", "prompt") for audit in (after, before))
+    named = texts.join(names, on="prompt", suffix="_before").select("prompt_id", "prompt_id_before")
+    later = after.summary_labels().join(named, on="prompt_id").with_columns(prompt_id="prompt_id_before")
+    return label_units(before.summary_labels(), later)
 
 
 def _differing(*audits: AuditedCheckpoint) -> list[str]:

@@ -32,25 +32,28 @@ def mitigation_scores(context: dg.AssetExecutionContext, store: AuditStore) -> d
     """One row per (method, weights): mean fall of severity over memorized prompts' images, matched by prompt and seed.
 
     Memorized prompts are those with an image that is labelled VM, FM or BM. `achievable` is the severity before: the
-    score if nothing were left. The interval is a bootstrap over prompts. Writes `label_transitions` and
+    score if nothing were left. The interval is a bootstrap over what is independent: prompts that copy a common
+    reference are one unit. Writes `label_transitions` and
     `mitigation_differences` too.
     """
+    from fbmem_core.evaluation.intervals import label_units
     from fbmem_core.evaluation.scores import label_transitions, mitigation_score, score_difference
 
     audit = store.open(context.partition_key)
+    units = label_units(audit.summary_labels())
     scores: list[dict[str, Any]] = []
     transitions: list[dict[str, Any]] = []
     methods = before_and_after(audit)
     for method, before, after in methods:
         for weights in ("severity", "released") if before else ():
-            found = mitigation_score(before, after, weights=weights)  # type: ignore[arg-type]
+            found = mitigation_score(before, after, weights=weights, units=units)  # type: ignore[arg-type]
             scores.append({"method": method, "weights": weights, **vars(found)})
         transitions += [
             {"method": method, "before": first, "after": second, "num_generations": count}
             for (first, second), count in label_transitions(before, after).items()
         ]
     differences = [
-        {"method": method, "other": other, **vars(score_difference(before, after, labels))}
+        {"method": method, "other": other, **vars(score_difference(before, after, labels, units=units))}
         for method, before, after in methods
         for other, _, labels in methods
         if before and other != method

@@ -91,7 +91,8 @@ class MitigationsConfig(Section):
     """What is tried against memorization, on the first `samples_per_prompt` seeds of each prompt (all by default).
 
     After it, `attacks` try to bring the memory of `num_attacked` prompts back (all by default), with `attempts` seeds
-    for each neighbouring prompt and each optimised embedding; see docs/mitigations.md.
+    for each neighbouring prompt and each optimised embedding; see docs/mitigations.md. `num_neighbors` bounds how many
+    prompts `paraphrase` tries for each; `held_out` is a folder of pictures that the model never saw, for `control`.
     """
 
     methods: list[Annotated[MitigationConfig, BeforeValidator(_as_mitigation)]] = []
@@ -99,6 +100,14 @@ class MitigationsConfig(Section):
     attacks: list[Attack] = []
     num_attacked: int | None = Field(None, ge=1)
     attempts: int = Field(2, ge=1, le=1000)
+    num_neighbors: int = Field(5, ge=1, le=1000)
+    held_out: Path | None = None
+
+    @model_validator(mode="after")
+    def _control_has_pictures(self) -> MitigationsConfig:
+        if "control" in self.attacks and self.held_out is None:
+            raise ValueError("to name `held_out`, a folder of pictures the model never saw, for the attack `control`")
+        return self
 
     _names_are_unique = field_validator("methods")(check_titles)
 

@@ -1,4 +1,4 @@
-"""The pictures of a pack: fetched from the addresses that its manifest lists, each one's fate counted under a reason."""
+"""Pictures of a pack: fetched from the addresses that its manifest lists, each fate counted under a reason."""
 
 from __future__ import annotations
 
@@ -180,9 +180,12 @@ def _told_apart(items: list[Fetched]) -> list[Fetched]:
             num_urls = len(urls_of[item.sha256, _host(item.final_url)])
             known = first.setdefault(item.sha256, item.reference_id)
             if num_urls >= _SERVED_FOR_MANY:
-                item = replace(item, status="placeholder", reason=f"one picture for {num_urls} addresses of its host")
-            elif known != item.reference_id:
-                item = replace(item, status="duplicate", reason=f"the same file as {known}")
+                reason = f"one picture for {num_urls} addresses of its host"
+                marked.append(replace(item, status="placeholder", reason=reason))
+                continue
+            if known != item.reference_id:
+                marked.append(replace(item, status="duplicate", reason=f"the same file as {known}"))
+                continue
         marked.append(item)
     return marked
 

@@ -10,6 +10,7 @@ from fbmem_core.store.schemas.columns import (
     METHOD,
     NEURON,
     NUM_GENERATIONS,
+    NUM_UNITS,
     PROMPT_ID,
     STDDEV,
 )
@@ -58,6 +59,7 @@ MITIGATION_SCORES = Table(
         Column("num_missing", INTEGER, "images without a label before or after"),
         LOW,
         HIGH,
+        NUM_UNITS,
     ),
 )
 MITIGATION_DIFFERENCES = Table(
@@ -72,6 +74,9 @@ MITIGATION_DIFFERENCES = Table(
         LOW,
         HIGH,
         NUM_GENERATIONS,
+        NUM_UNITS,
+        Column("p_value", REAL, "of the test that draws the sign of each unit, two-sided"),
+        Column("verdict", TEXT, "more, less or cannot be told apart"),
     ),
 )
 LABEL_TRANSITIONS = Table(
@@ -114,7 +119,22 @@ ATTACKS = Table(
         Column("label_mitigated", TEXT, "most severe label under it"),
         Column("label_attacked", TEXT, "most severe label under attack"),
         Column("num_attempts", INTEGER, "images of the attack"),
-        Column("num_returned", INTEGER, "those at least as severe as before"),
+        Column("num_returned", INTEGER, "those at least as severe as before, against the prompt's own references"),
+    ),
+)
+ATTACK_SHARES = Table(
+    "attack_shares",
+    "One row per mitigation and attack: of how many independent things the memory came back, with its exact interval.",
+    key=("checkpoint", "method", "attack"),
+    columns=(
+        CHECKPOINT,
+        METHOD,
+        Column("attack", TEXT, "paraphrase, adversarial or control"),
+        NUM_UNITS,
+        Column("num_returned", INTEGER, "units that came back in any attempt"),
+        Column("share", REAL, "of the units, 0 to 1"),
+        Column("low", REAL, "lower end of the exact 95 % interval"),
+        Column("high", REAL, "upper end"),
     ),
 )
 TABLES = (
@@ -125,4 +145,5 @@ TABLES = (
     LABEL_TRANSITIONS,
     IMAGE_QUALITY,
     ATTACKS,
+    ATTACK_SHARES,
 )
