@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("meta")
@@ -72,6 +72,13 @@ def second_device():
     """Inside the `with`, the device `meta` computes."""
     with _Operators(), _Functions():
         yield DEVICE
+
+
+@contextmanager
+def ordinary_devices():
+    """Inside the `with`, all is as without a second device."""
+    with _disable_current_modes():
+        yield
 
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):

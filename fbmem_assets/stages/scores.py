@@ -173,7 +173,8 @@ def _scatter(audit: AuditedCheckpoint, x: dict[str, float | None], *, title: str
         for method, score in scores.select("method", "score").iter_rows()
         if x.get(method) is not None
     }
-    return line_plot(points, title=title, x_label=x_label, label="mitigation score", style="o")  # type: ignore[arg-type]
+    ends = {method: (low, high) for method, low, high in scores.select("method", "low", "high").iter_rows()}
+    return line_plot(points, title=title, x_label=x_label, label="mitigation score", style="o", intervals=ends)  # type: ignore[arg-type]
 
 
 def _one_to_many_plot(audit: AuditedCheckpoint) -> str:
@@ -192,4 +193,6 @@ def _one_to_many_plot(audit: AuditedCheckpoint) -> str:
         str(method): (list(range(most + 1)), [float((rows["num_references"] == n).sum()) for n in range(most + 1)])
         for (method,), rows in shown.group_by("method", maintain_order=True)
     }
-    return line_plot(series, title="References a prompt matches", x_label="references", label="prompts", style="o-")
+    return line_plot(
+        series, title="References a prompt matches", x_label="references", label="prompts", style="o-", counts=True
+    )

@@ -66,7 +66,7 @@ _NEEDS_PICTURE = ("Inpaint", "Img2Img", "Pix2Pix", "ControlNet", "Upscale", "Dep
 _TEXT_EMBEDDINGS = (None, "text_time")
 
 
-def check_architecture(class_name: str, *, where: object) -> None:
+def check_architecture(class_name: str, *, where: str | Path) -> None:
     """Refuse a class of pipelines that is not known here.
 
     Raises:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
+# (pickles, safetensors) among the weights: what diffusers is told; shards of pickles are found by False alone
+_SAFETENSORS = {(False, True): True, (True, False): False, (True, True): None}
+
+
 def load_pipeline(
     checkpoint: Checkpoint,
     *,
@@ -46,7 +50,7 @@ def load_pipeline(
     dtype = choose_dtype(dtype, checkpoint.dtype, device)
     check_dtype(dtype, device)
     found = check_fingerprint(checkpoint, allow_pickle=allow_pickle)
-    pipeline = _load(checkpoint, found, getattr(torch, dtype), allow_pickle)
+    pipeline = _load(checkpoint, found, getattr(torch, dtype))
     for adapter in checkpoint.adapters:
         apply_adapter(pipeline, adapter)
     pipeline.set_progress_bar_config(disable=True)
@@ -59,8 +63,9 @@ def load_pipeline(
     return pipeline
 
 
-def _load(checkpoint: Checkpoint, found: PipelineFiles, dtype: Any, allow_pickle: bool) -> Any:
+def _load(checkpoint: Checkpoint, found: PipelineFiles, dtype: Any) -> Any:
     import diffusers
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     name = ARCHITECTURES[checkpoint.architecture].pipeline or checkpoint.architecture
     pipeline_class = getattr(diffusers, name)
@@ -74,16 +79,16 @@ def _load(checkpoint: Checkpoint, found: PipelineFiles, dtype: Any, allow_pickle
                 torch_dtype=dtype,
                 **left_out,
             )
-        has_pickles = any(file.suffix == ".bin" for file in found.files)
+        suffixes = {file.suffix for file in found.files} & {".bin", ".safetensors"}
         return pipeline_class.from_pretrained(
             checkpoint.directory,
             dtype=dtype,
             variant=checkpoint.variant,
-            use_safetensors=None if allow_pickle and has_pickles else True,
+            use_safetensors=_SAFETENSORS[".bin" in suffixes, ".safetensors" in suffixes],
             local_files_only=True,
             **left_out,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SingleFileComponentError) as error:
         cure = "Load it with diffusers itself to see more, and save it anew."
         got = " ".join(str(error).split())[:300]
         where = checkpoint.single_file or checkpoint.directory

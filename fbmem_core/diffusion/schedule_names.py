@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fbmem_core.errors import InputError
@@ -25,7 +26,7 @@ def prediction_of(config: Mapping[str, Any], class_name: str) -> str:
     return str(config.get("prediction_type", default))
 
 
-def check_scheduler(config: Mapping[str, Any], *, where: object) -> None:
+def check_scheduler(config: Mapping[str, Any], *, where: str | Path) -> None:
     """Refuse what would be answered wrongly.
 
     Args:

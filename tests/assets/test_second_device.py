@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from fbmem_core.audit.results import open_audit
 from fbmem_core.diffusion import loading
-from tests.second_device import DEVICE, second_device
+from tests.second_device import DEVICE, ordinary_devices, second_device
 
 METHODS = ["nemo", "nemo_c", "random", {"method": "fade", "options": {"num_non_memorized": 20, "num_steps": 1}},
            {"method": "wanda"}, {"method": "wen", "options": {"num_non_memorized": 20, "max_steps": 1}}]  # fmt: skip
@@ -19,7 +19,8 @@ def model_elsewhere(monkeypatch):
     load = loading.load_pipeline
 
     def load_and_move(checkpoint, **settings):
-        pipeline = load(checkpoint, **{**settings, "device": "cpu"})
+        with ordinary_devices():  # loading has a use of its own for the device `meta`
+            pipeline = load(checkpoint, **{**settings, "device": "cpu"})
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             part.to(DEVICE)
         return pipeline
