@@ -83,7 +83,8 @@ def test_every_asset_says_what_it_is_and_every_table_states_its_grain():
 def test_every_stage_that_counts_rows_has_a_check():
     checked = {check.asset_key.to_user_string() for checks in defs.asset_checks for check in checks.check_keys}
     assert checked == {
-        "reference_images", "generations", "generation_masks", "reference_masks", "neighbors", "similarities", "labels",
+        "prompt_set", "reference_images", "generations", "generation_masks", "reference_masks", "neighbors",
+        "similarities", "labels",
         "one_to_many", "seed_agreement", "neuron_sets", "cluster_neuron_sets", "mitigated_generations",
         "mitigated_generation_masks", "mitigated_neighbors", "mitigated_similarities", "mitigated_labels",
         "mitigation_scores", "memorization_rates",
