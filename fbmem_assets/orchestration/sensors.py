@@ -19,7 +19,13 @@ from typing import NamedTuple
 import dagster as dg
 from dagster import DefaultScheduleStatus, DefaultSensorStatus
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions, partition_key, partitions_of, record_audit
+from fbmem_assets.orchestration.partitions import (
+    checkpoint_of,
+    checkpoint_partitions,
+    partition_key,
+    partitions_of,
+    record_audit,
+)
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.runs import PARTITION_TAG, end_dead_runs, is_running
 from fbmem_core.audit.config import Audit

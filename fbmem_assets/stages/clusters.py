@@ -16,7 +16,12 @@ STAGE = "clusters"
 _EXAMPLES = 3
 
 
-@table_asset(table="prompt_clusters", stage=STAGE, deps=["prompt_set"], kinds={"scikitlearn"})
+@table_asset(
+    table="prompt_clusters",
+    stage=STAGE,
+    deps=["prompt_set"],
+    kinds={"scikitlearn"},
+)
 def prompt_clusters(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per prompt: its k-means cluster by the meaning of its text, and the distance to the cluster's center."""
     from fbmem_core.clustering import cluster_prompts

@@ -7,8 +7,9 @@ import dagster as dg
 import polars as pl
 from PIL import Image
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.checks import Verdict, all_there, table_check
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import WHOLE, Part
 from fbmem_assets.orchestration.tables import picture, table_asset, table_result
 from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint, ImageKey
@@ -35,23 +36,27 @@ def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) 
     sample_missing(context, store, _wanted(audit, part), lambda _, some: sample(audit.pipeline, some, settings))
 
 
-@table_asset(table="generations", stage=STAGE, deps=["prompt_set"], kinds={"torch"}, work=_sample_part)
+@table_asset(
+    table="generations",
+    stage=STAGE,
+    deps=["prompt_set", "reference_images"],  # an audit without a usable reference ends before it samples
+    kinds={"torch"},
+    shards=BASELINE.shard,
+    work=_sample_part,
+)
 def generations(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (prompt_id, seed). An image that is already there is kept; the rest is sampled, saved one by one."""
     audit = store.open(context.partition_key)
     return write_generations(audit, BASELINE, _wanted(audit, WHOLE))
 
 
-@dg.asset_check(asset=generations, partitions_def=checkpoint_partitions)
-def every_prompt_was_sampled(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+@table_check(generations)
+def every_prompt_was_sampled(audit: AuditedCheckpoint) -> Verdict:
     """Every prompt has an image for each of its seeds."""
-    audit = store.open(context.partition_key)
     expected = {(request.prompt_id, request.seed) for request in requests(audit, audit.read("prompts"))}
     found = set(audit.read("generations", BASELINE).select("prompt_id", "seed").iter_rows())
-    lost = sorted(expected ^ found)
-    return dg.AssetCheckResult(
-        passed=not lost, metadata={"expected": len(expected), "found": len(found), "differing": str(lost[:20])}
-    )
+    differing = str(sorted(expected ^ found)[:20])
+    return all_there("images", expected=len(expected), found=len(found), differing=differing)
 
 
 def requests(audit: AuditedCheckpoint, prompts: pl.DataFrame) -> "list[Request]":
@@ -75,8 +80,9 @@ def sample_missing(
     context.log.info(f"{len(wanted) - num_missing} of {len(wanted)} images are there")
     for method, path_of in missing.items():
         what = "sampling" if method == UNMITIGATED else f"sampling {method}"
+        images, batch = sampler(method, list(path_of)), audit.config.sampling.batch_size
         with ImageWriter(audit.store) as writer:
-            for request, image in track(context, sampler(method, list(path_of)), total=len(path_of), what=what):
+            for request, image in track(context, images, total=len(path_of), what=what, batch=batch):
                 writer.save(path_of[request], image, notes=_notes(image))
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.checks import Verdict, all_there, table_check
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import Part
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
 from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint, ImageKey
@@ -38,6 +39,7 @@ def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinitio
         deps=[arm.name("generation_masks"), "reference_masks"],
         kinds={"torch"},
         name=arm.name("neighbors"),
+        shards=f"{arm.shard}*",
         work=work,
     )
     def asset(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
@@ -56,18 +58,13 @@ def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinitio
             prefilter=markdown_table(audit.read("prefilter_recalls").drop("checkpoint").to_dicts()),
         )
 
-    @dg.asset_check(asset=asset, partitions_def=checkpoint_partitions)
-    def every_generation_has_neighbors(
-        context: dg.AssetCheckExecutionContext, store: AuditStore
-    ) -> dg.AssetCheckResult:
-        """Every generation has its nearest references by the whole image, for every region definition."""
-        audit = store.open(context.partition_key)
+    @table_check(asset)
+    def every_generation_has_neighbors(audit: AuditedCheckpoint) -> Verdict:
+        """Every generation has its nearest references by the whole image, for every masking."""
         nearest = audit.read("neighbors", arm).filter((pl.col("region") == "full") & (pl.col("rank") == 1))
         num_regions = len(arm.maskings(audit.config))
         expected = len(audit.read("generations", arm)) * num_regions
-        return dg.AssetCheckResult(
-            passed=len(nearest) == expected, metadata={"expected": expected, "found": len(nearest)}
-        )
+        return all_there("images and maskings with a nearest reference", expected=expected, found=len(nearest))
 
     return asset, every_generation_has_neighbors
 

@@ -71,7 +71,7 @@ def dump_audit(audit: Audit) -> str:
 def _resolve_paths(audit: Audit, file: Path) -> Audit:
     folder = file.parent.resolve()
     changes: dict[str, Any] = {}
-    for key in ("prompts", "references", "truth", "config"):
+    for key in ("prompts", "references", "truth", "twin", "policy", "config"):
         value = getattr(audit, key)
         if value is None:
             continue
@@ -100,6 +100,13 @@ def _resolve_sections(audit: Audit, file: Path) -> dict[str, Any]:
     prompts = audit.neurons.non_memorized_prompts
     if prompts is not None:
         sections["neurons"] = {"non_memorized_prompts": _existing("neurons.non_memorized_prompts", prompts, file)}
+    held_out = audit.mitigations.held_out
+    if held_out is not None:
+        folder = file.parent.resolve() / held_out
+        if not (_exists(folder) and folder.is_dir()):
+            cure = _relative_cure("mitigations.held_out")
+            raise InputError("mitigations.held_out to be an existing folder", f"`{held_out}`", where=file, cure=cure)
+        sections["mitigations"] = {"held_out": folder.resolve()}
     if audit.similarity.descriptor_weights is not None:
         key = "similarity.descriptor_weights"
         sections["similarity"] = {"descriptor_weights": _existing(key, audit.similarity.descriptor_weights, file)}

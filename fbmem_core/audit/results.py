@@ -189,8 +189,8 @@ class AuditedCheckpoint:
 
     @property
     def method_names(self) -> list[str]:
-        """Names of the mitigations, in the order of the audit file."""
-        return [method.title for method in self.config.mitigations.methods]
+        """Titles of the mitigations at every strength and draw, in the order of the audit file."""
+        return [trial.title for trial in self.config.mitigations.trials()]
 
     def neurons(self, stage: str = "refined") -> dict[str, NeuronSet]:
         """The value neurons of each prompt that has any, by prompt_id; `stage` is initial or refined."""
@@ -255,10 +255,20 @@ def record_path(partition: str) -> str:
     return f"audits/{partition}.json"
 
 
+def _silence_bars() -> None:
+    """The bars of the libraries that load a model stand over fbmem's own."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
 @lru_cache(maxsize=1)
 def _load(checkpoint: Checkpoint, **settings: Any) -> DiffusionPipeline:
     from fbmem_core.diffusion.loading import load_pipeline
     from fbmem_core.diffusion.memory import keep_freed_memory
 
     keep_freed_memory()
+    _silence_bars()
     return load_pipeline(checkpoint, **settings)

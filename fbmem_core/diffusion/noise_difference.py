@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 NUM_STEPS = 50  # of sampling, from which the timestep is taken
-_WEIGHTS = (0.33, 0.33, 0.33)  # of the scales, NeMo's
+SCALE_WEIGHTS = (0.33, 0.33, 0.33)  # NeMo's
 _WINDOW, _SIGMA = 11, 1.5
 _SMALLEST_WINDOW = 3
 
@@ -92,7 +92,16 @@ class FirstStep:
             condition: As many prompts as there are rows, or one for all.
             rows: Which of the seeds; all by default.
         """
-        output, latents = self._output(condition, rows)
+        return self.noise_at(self.latents if rows is None else self.latents[rows], condition)
+
+    def noise_at(self, latents: Float[Tensor, "n c h w"], condition: Conditioning) -> Float[Tensor, "n c h w"]:
+        """Predicted noise eps, or what stands for it, for latents of the caller's at this step; gradients pass.
+
+        Args:
+            latents: In the place of the step's own.
+            condition: As many prompts as there are latents, or one for all.
+        """
+        output = self._output_at(latents, condition)
         if self.step.signal < MIN_SIGNAL and self.schedule.prediction != EPSILON:
             return latents - clean_from_output(output, latents, self.step, self.schedule.prediction)
         return noise_from_output(output, latents, self.step, self.schedule.prediction)
@@ -105,13 +114,13 @@ class FirstStep:
 
     def clean_latents(self, condition: Conditioning, rows: Tensor | None = None) -> Float[Tensor, "n c h w"]:
         """Predicted clean latents x_0, float32; gradients pass."""
-        output, latents = self._output(condition, rows)
+        latents = self.latents if rows is None else self.latents[rows]
+        output = self._output_at(latents, condition)
         return clean_from_output(output.float(), latents.float(), self.step, self.schedule.prediction)
 
-    def _output(self, condition: Conditioning, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        latents = self.latents if rows is None else self.latents[rows]
+    def _output_at(self, latents: Tensor, condition: Conditioning) -> Tensor:
         condition = condition.repeat(len(latents)) if len(condition) == 1 else condition
-        return self.denoiser.predict(latents, self.step, condition), latents
+        return self.denoiser.predict(latents, self.step, condition)
 
 
 def scaled(planes: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
@@ -136,8 +145,8 @@ def difference_similarity(x: Float[Tensor, "n c h w"], y: Float[Tensor, "n c h w
         x,
         y,
         kernel_size=window,
-        sigma=_SIGMA * window / _WINDOW,
-        betas=_WEIGHTS,
+        sigma=gaussian_sigma(window),
+        betas=SCALE_WEIGHTS,
         data_range=1.0,
         reduction="none",
     )
@@ -153,6 +162,11 @@ def window_size(side: int) -> int:
             f"latents of at least {4 * _SMALLEST_WINDOW} px", f"{side} px", where="height, width", cure=cure
         )
     return window
+
+
+def gaussian_sigma(window: int) -> float:
+    """The deviation of the window's Gaussian: 1.5 for 11 px, in proportion for smaller ones."""
+    return _SIGMA * window / _WINDOW
 
 
 def pairwise_similarity(differences: Float[Tensor, "n c h w"]) -> Float[Tensor, "n n"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ def sample(
     sampling: SamplingConfig,
     *,
     embeds: Tensor | None = None,
+    latents: Mapping[int, Tensor] | None = None,
 ) -> Iterator[tuple[Request, Image.Image]]:
     """Sample images in batches of `sampling.batch_size`.
 
@@ -54,6 +55,7 @@ def sample(
         requests: What is sampled, in this order.
         sampling: How.
         embeds: [1, tokens, d] in the place of the prompts' own embeddings.
+        latents: By seed [c, h, w], of unit variance: initial latents in the place of the seed's own.
 
     Yields:
         Each request with its image, uint8 RGB. An image that holds no picture says why in `info["unusable"]`: the model
@@ -70,6 +72,7 @@ def sample(
             **_texts(denoiser, batch, sampling, embeds),
             **denoiser.call_arguments(guidance_of(sampling)),
             generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
+            latents=_initial_latents(denoiser, batch, sampling, latents or {}),
             num_inference_steps=sampling.steps,
             height=sampling.height,
             width=sampling.width,
@@ -104,6 +107,18 @@ def _texts(
         return {"prompt": prompts}
     condition = denoiser.encode(prompts, height=sampling.height, width=sampling.width).with_embeds(embeds)
     return denoiser.embed_arguments(condition, guidance_of(sampling))
+
+
+def _initial_latents(
+    denoiser: Denoiser, batch: Sequence[Request], sampling: SamplingConfig, latents: Mapping[int, Tensor]
+) -> Tensor | None:
+    """Those of the whole batch where any of them is replaced; None lets the pipeline draw them."""
+    if not any(request.seed in latents for request in batch):
+        return None
+    seeds = [request.seed for request in batch]
+    own = denoiser.initial_latents(seeds, height=sampling.height, width=sampling.width)
+    rows = [latents.get(seed, drawn) for seed, drawn in zip(seeds, own, strict=True)]
+    return torch.stack([row.to(own) for row in rows])
 
 
 def content_key(fingerprint: str, method: str, request: Request, sampling: SamplingConfig) -> str:

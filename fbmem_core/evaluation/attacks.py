@@ -10,10 +10,11 @@ Minimised is the loss of training, E ||eps - eps_theta(z_t, t, y)||^2 where the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -42,19 +43,33 @@ SPREAD = 0.1  # of the noise about the prompt's embedding, in its standard devia
 
 
 def neighbor_requests(
-    prompts: Mapping[str, str], clusters: Mapping[str, int], prompt_id: str, seeds: range
+    prompts: Mapping[str, str],
+    clusters: Mapping[str, int],
+    prompt_id: str,
+    seeds: range,
+    *,
+    vectors: Mapping[str, Sequence[float]],
+    num_neighbors: int,
 ) -> list[Request]:
-    """The other prompts of a prompt's cluster, at these seeds, named by the id of the prompt that is mitigated.
+    """The nearest other prompts of a prompt's cluster, at these seeds, named by the id of the prompt that is mitigated.
 
     To be sampled under the intervention of `prompt_id`; a prompt of its own words is left out.
+
+    Args:
+        prompts: Texts by prompt_id.
+        clusters: By prompt_id.
+        prompt_id: Of the prompt that is mitigated.
+        seeds: Of the initial latents.
+        vectors: Embeddings by prompt_id; nearest is the highest cosine.
+        num_neighbors: At most so many other texts.
     """
-    own = prompts[prompt_id]
-    texts = dict.fromkeys(
-        text
-        for other, text in prompts.items()
-        if other != prompt_id and text != own and clusters.get(other) == clusters[prompt_id]
-    )
-    return [Request(prompt_id, text, seed) for text in texts for seed in seeds]
+    own, here = prompts[prompt_id], _unit(vectors[prompt_id])
+    cosines: dict[str, float] = {}
+    for other, text in prompts.items():
+        if other != prompt_id and text != own and clusters.get(other) == clusters[prompt_id]:
+            cosines[text] = max(float(_unit(vectors[other]) @ here), cosines.get(text, -1.0))
+    nearest = sorted(cosines, key=lambda text: (-cosines[text], text))[:num_neighbors]
+    return [Request(prompt_id, text, seed) for text in nearest for seed in seeds]
 
 
 def adversarial_embedding(
@@ -123,6 +138,11 @@ def starting_embeddings(
     noises = [torch.randn(own.shape, generator=generator).to(own) for _ in range(num_near + num_random)]
     near = [own + SPREAD * own.std() * noise for noise in noises[:num_near]]
     return near + [own.mean() + own.std() * noise for noise in noises[num_near:]]
+
+
+def _unit(vector: Sequence[float]) -> np.ndarray:
+    values = np.asarray(vector, dtype=np.float64)
+    return values / max(float(np.linalg.norm(values)), 1e-12)
 
 
 def _denoising_loss(denoiser: Denoiser, latents: Tensor, condition: Conditioning, generator: torch.Generator) -> Tensor:

@@ -39,17 +39,19 @@ def sample_mitigated(
     Raises:
         InputError: A prompt has no intervention.
     """
-    lost = sorted({request.prompt_id for request in requests} - interventions.keys())
-    if lost:
-        raise InputError("an intervention for every prompt", f"none for `{lost[0]}`", cure="Name `NO_INTERVENTION`.")
+    missing = sorted({request.prompt_id for request in requests} - interventions.keys())
+    if missing:
+        raise InputError("an intervention for every prompt", f"none for `{missing[0]}`", cure="Name `NO_INTERVENTION`.")
     for _, group in groupby(requests, key=lambda request: interventions[request.prompt_id].key):
-        some = list(group)
-        intervention = interventions[some[0].prompt_id]
+        same = list(group)
+        intervention = interventions[same[0].prompt_id]
         first = 0
-        while first < len(some):
+        while first < len(same):
             # as many as one pass holds by now: the model is left as it was between two of them
-            batch = some[first : first + denoiser_of(pipeline).batches("sampling", sampling.batch_size).size]
+            batch = same[first : first + denoiser_of(pipeline).batches("sampling", sampling.batch_size).size]
             with intervention.applied(pipeline):
-                sampled = list(sample(pipeline, batch, sampling, embeds=intervention.embeds))
+                sampled = list(
+                    sample(pipeline, batch, sampling, embeds=intervention.embeds, latents=intervention.latents)
+                )
             yield from sampled
             first += len(batch)

@@ -90,7 +90,7 @@ def localize(
     similarity = of_seed.max().item()
     if not len(seeds):
         return Localization(similarity)
-    test = _Test(step, condition, seeds, differences[seeds], statistics.layers, batch_size)
+    test = BlockedSimilarity(step, condition, seeds, differences[seeds], statistics.layers, batch_size)
     rounds = _rounds(step, condition, statistics)
     number, initial_similarity = _search(test, rounds, threshold)
     initial, is_reached = rounds[number], initial_similarity <= threshold
@@ -132,7 +132,7 @@ def _rounds(step: FirstStep, condition: Conditioning, statistics: ActivationStat
     ]
 
 
-def _search(test: _Test, rounds: Sequence[NeuronSet], threshold: float) -> tuple[int, float]:
+def _search(test: BlockedSimilarity, rounds: Sequence[NeuronSet], threshold: float) -> tuple[int, float]:
     """The first round that gets to the threshold, or the last one, and its highest similarity.
 
     One pass tells of all rounds but the last at one seed, which is enough to refuse most of them.
@@ -149,7 +149,9 @@ def _search(test: _Test, rounds: Sequence[NeuronSet], threshold: float) -> tuple
     return len(rounds) - 1, test.highest(rounds[-1:])[0]
 
 
-def _refine(test: _Test, neurons: NeuronSet, threshold: float, how: tuple[float | None, Search]) -> NeuronSet:
+def _refine(
+    test: BlockedSimilarity, neurons: NeuronSet, threshold: float, how: tuple[float | None, Search]
+) -> NeuronSet:
     """Without what is not needed: whole layers, the deepest first, then groups of neurons or one by one."""
     seed_margin, search = how
     refine_layer = refine_in_groups if search == "groups" else _refine_layer
@@ -170,7 +172,7 @@ def _refine(test: _Test, neurons: NeuronSet, threshold: float, how: tuple[float 
     return neurons
 
 
-def _refine_layer(test: _Test, neurons: NeuronSet, layer: str, threshold: float) -> NeuronSet:
+def _refine_layer(test: BlockedSimilarity, neurons: NeuronSet, layer: str, threshold: float) -> NeuronSet:
     """One pass answers for several candidates: as if all before were dropped, or, after one that was not, all kept.
 
     The more often that comes true, the more are asked at once.
@@ -201,7 +203,7 @@ def _leading(answers: Iterable[bool]) -> int:
     return sum(1 for _ in takewhile(bool, answers))
 
 
-class _Test:
+class BlockedSimilarity:
     """Similarity of noise differences with neurons switched off to those without, at the seeds of one prompt.
 
     Where a method takes `first_layer` and `common`, the sets differ from `common` at that layer and behind it alone, so
@@ -267,23 +269,36 @@ class _Test:
     def _similarities(
         self, asked: Sequence[tuple[NeuronSet, int]], first_layer: str | None, common: NeuronSet | None
     ) -> list[float]:
+        blocked = self.blocked_differences(asked, first_layer=first_layer, common=common)
+        rows = torch.tensor([seed for _, seed in asked], device=self.seeds.device)
+        return difference_similarity(blocked, self.differences[rows]).tolist()
+
+    def blocked_differences(
+        self,
+        pairs: Sequence[tuple[NeuronSet, int]],
+        *,
+        first_layer: str | None = None,
+        common: NeuronSet | None = None,
+    ) -> Tensor:
+        """The noise difference [n, c, h, w] of each pair of switched-off neurons and a seed's number."""
         recording = self._record(first_layer, common) if first_layer and common else {}
-        found: list[float] = []
-        while len(found) < len(asked):
-            batch = asked[len(found) : len(found) + self.batch_size]
+        parts: list[Tensor] = []
+        done = 0
+        while done < len(pairs):
+            batch = pairs[done : done + self.batch_size]
             try:
-                found += self._batch(batch, recording)
+                parts.append(self._batch(batch, recording))
+                done += len(batch)
             except torch.OutOfMemoryError:
                 self.batch_size = smaller_batch(len(batch), self.seeds.device)
-        return found
+        return torch.cat(parts)
 
-    def _batch(self, asked: Sequence[tuple[NeuronSet, int]], recording: Recording) -> list[float]:
-        sets, seeds = zip(*asked, strict=True)
+    def _batch(self, pairs: Sequence[tuple[NeuronSet, int]], recording: Recording) -> Tensor:
+        sets, seeds = zip(*pairs, strict=True)
         rows = torch.tensor(seeds, device=self.seeds.device)
         replayed = replay_segments(self.step.network, recording, rows)
         with replayed, scale_neurons(self.step.network, self._factors(sets)):
-            blocked = self.step.noise_difference(self.condition, self.seeds[rows])
-        return difference_similarity(blocked, self.differences[rows]).tolist()
+            return self.step.noise_difference(self.condition, self.seeds[rows])
 
     def _record(self, layer: str, common: NeuronSet) -> Recording:
         """What comes before `layer`, for every seed, with the neurons of `common` that lie there switched off."""
@@ -302,7 +317,7 @@ class _Test:
             some = [neurons.at(layer) for neurons in sets]
             if not any(some):
                 continue
-            weight = self.step.network.get_submodule(layer).weight
+            weight = self.step.network.get_parameter(f"{layer}.weight")
             factors = torch.ones(len(sets), weight.shape[0])  # filled here and copied to the device at once
             for row, indices in enumerate(some):
                 factors[row, sorted(indices)] = 0

@@ -110,7 +110,7 @@ def test_a_minimal_audit_has_the_values_of_the_paper(folder):
             "num_attacked": None,
             "attempts": 2,
         },
-        "quality": {"metrics": ["brisque", "clip"]},
+        "quality": {"metrics": ["clip"]},
         "diff": {"max_rise": 0.02, "significance": 0.05},
     }
 
@@ -297,10 +297,32 @@ def test_mitigations_are_named_with_their_options(folder):
     ]
 
 
+def test_strengths_and_draws_make_a_series_of_a_mitigation(folder):
+    methods = [
+        {"method": "nemo_c", "strengths": [0.5, 0]},
+        {"method": "random", "options": {"like": "nemo_c"}, "draws": 2},
+        {"method": "wanda", "strengths": "default"},
+    ]
+    trials = load_audit(write(folder, mitigations={"methods": methods})).mitigations.trials()
+    assert [(trial.title, trial.options, trial.strength, trial.draw) for trial in trials[:4]] == [
+        ("nemo_c@0.5", {"factor": 0.5}, 0.5, None),
+        ("nemo_c@0", {"factor": 0.0}, 0.0, None),
+        ("random@0", {"like": "nemo_c", "seed": 0}, None, 0),
+        ("random@1", {"like": "nemo_c", "seed": 1}, None, 1),
+    ]
+    assert [trial.strength for trial in trials[4:]] == [0.0025, 0.005, 0.01, 0.02, 0.05]
+    assert {trial.config.title for trial in trials[4:]} == {"wanda"}
+
+
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        (["hope"], "one of fade, nemo, nemo_c, random, wanda, wen"),
+        (["hope"], "one of clean_twin, fade, initial_noise, nemo, nemo_c, padding, random, sail, wanda, wen"),
+        ([{"method": "nemo", "options": {"factor": 2}}], "`factor` less than or equal to 1"),
+        ([{"method": "sail", "options": {"max_steps": "ten"}}], "`max_steps` a valid integer"),
+        ([{"method": "nemo", "strengths": [0.5, 2]}], "`factor` less than or equal to 1"),
+        ([{"method": "clean_twin", "strengths": "default"}], "no `strengths`"),
+        ([{"method": "nemo", "draws": 2}], "no `draws`"),
         ([{"method": "nemo", "options": {"force": 1}}], "no option `force` (factor)"),
         (["nemo", "nemo"], "different names"),
         ([{"method": "nemo", "name": "none"}], "different names"),
