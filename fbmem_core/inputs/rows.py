@@ -187,7 +187,7 @@ def _json_whole(text: str, path: Path) -> list[object] | None:
         whole = json.loads(text)
     except (ValueError, RecursionError) as error:
         first = next(line for line in _lines(text) if line.strip())
-        if start == "{" or _is_json(first):  # lines, of which the first may be broken
+        if start == "{" or path.suffix.lower() == ".jsonl" or _is_json(first):  # lines, some of them broken
             return None
         raise InputError("a JSON array of objects", f"no JSON: {error}", where=path, cure="Mend it there.") from None
     if isinstance(whole, list):
