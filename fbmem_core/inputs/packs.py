@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -224,7 +223,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         file.write(content)
     Path(file.name).chmod(0o644)
-    os.replace(file.name, path)
+    Path(file.name).replace(path)
 
 
 def _prompt_row(prompt: Prompt, pack: Pack) -> Sequence[str]:

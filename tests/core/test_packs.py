@@ -1,10 +1,12 @@
 """Prompt packs, and the fetch of their pictures from a server that misbehaves."""
 
+import contextlib
 import csv
 import io
 import socket
 import threading
 import time
+import zlib
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -18,7 +20,7 @@ from fbmem_core.inputs.packs import PACKS, fetch_pack, obtain_pack, reference_na
 from fbmem_core.inputs.prompts import read_prompts
 from fbmem_core.inputs.references import read_references
 
-LIMITS = FetchLimits(timeout=1.0, deadline=1.5, max_bytes=200_000, host_delay=0.0, allow_private=True)
+LIMITS = FetchLimits(timeout=4.0, deadline=6.0, max_bytes=200_000, host_delay=0.0, allow_private=True)
 
 
 def picture(seed):
@@ -39,10 +41,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.asked.append(self.path)
         name = self.path.strip("/").split("-")[0]
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             getattr(self, name)()
-        except (BrokenPipeError, ConnectionResetError):
-            pass
 
     def answer(self, content, kind="image/png", length=None):
         self.send_response(200)
@@ -53,17 +53,17 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def good(self):
-        self.answer(picture(hash(self.path) % 1000))
+        self.answer(picture(zlib.crc32(self.path.encode())))
 
     def gone(self):
         self.send_error(404)
 
     def silent(self):
-        time.sleep(2.5)
+        time.sleep(8)
 
     def dripping(self):
         self.answer(b"", length=100_000)
-        for _ in range(12):
+        for _ in range(40):
             self.wfile.write(b"x")
             self.wfile.flush()
             time.sleep(0.25)
@@ -101,12 +101,20 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(encoded(Image.new("RGB", (64, 64))))
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+
+    def handle_error(self, request, client_address):
+        pass
+
+
 @pytest.fixture
 def server(monkeypatch):
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.daemon_threads = True
+    httpd = Server(("127.0.0.1", 0), Handler)
     httpd.asked = []
     thread = threading.Thread(target=httpd.serve_forever, args=(0.05,), daemon=True)
     thread.start()
@@ -160,8 +168,8 @@ def test_a_redirect_to_a_private_address_is_not_followed(server, tmp_path, monke
     strict = replace(LIMITS, allow_private=False)
     url = f"http://public.example:{server.server_port}/inward"
     [outcome] = fetch_pictures([url], tmp_path / "pictures", strict)
-    assert outcome.status != "ok"
-    assert "/good-secret" not in server.asked
+    assert outcome.status == "private address"
+    assert server.asked == ["/inward"]
 
 
 def test_a_fetch_that_was_stopped_goes_on_and_asks_again_only_what_may_have_changed(server, tmp_path):
@@ -193,11 +201,16 @@ def test_the_shipped_packs_are_written_whole(tmp_path, name, kinds, num_addresse
     assert written.num_addresses == len(ids) <= num_addresses
 
 
+MEMBENCH = (
+    ",prompt,urls\n0,a rug,\"['https://a.example/1', 'https://a.example/2']\"\n1,a flag,['https://a.example/1']\n"
+)
+SD2 = """{"caption":"a floor","url":"https:\\/\\/a.example\\/1","index":5,"overfit_type":"TV"}
+{"caption":"an oak","url":"https://a.example/3","index":6,"overfit_type":"MV"}"""
 FILES = {
-    "membench": ("a.csv", ",prompt,urls\n0,a rug,\"['https://a.example/1', 'https://a.example/2']\"\n1,a flag,['https://a.example/1']\n"),
-    "sd2": ("a.jsonl", '{"caption":"a floor","url":"https:\\/\\/a.example\\/1","index":5,"overfit_type":"TV"}\n{"caption":"an oak","url":"https://a.example/3","index":6,"overfit_type":"MV"}'),
+    "membench": ("a.csv", MEMBENCH),
+    "sd2": ("a.jsonl", SD2),
     "realistic-vision": ("a.txt", "a podcast\nan icon"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
