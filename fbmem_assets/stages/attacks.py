@@ -9,19 +9,20 @@ import dagster as dg
 import polars as pl
 from PIL import Image
 
-from fbmem_assets.orchestration.resources import AuditStore, segmenter_of, track
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore, segmenter_of
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
 from fbmem_assets.stages.clusters import embeddings
-from fbmem_assets.stages.mitigations import Trial, trials_of
 from fbmem_assets.stages.neighbors import reference_planes
+from fbmem_assets.stages.trials import Trial, trials_of
 from fbmem_core.audit.results import BASELINE, MITIGATED, AuditedCheckpoint
 from fbmem_core.errors import InputError
 from fbmem_core.evaluation import Attack
 from fbmem_core.evaluation.intervals import REFERENCE_OF, label_units
 from fbmem_core.evaluation.shares import attack_shares
-from fbmem_core.inputs.references import IMAGE_SUFFIXES
+from fbmem_core.inputs.sources import picture_suffixes
 from fbmem_core.labels import SEVERITY
-from fbmem_core.store.images import image_path, save_png
+from fbmem_core.store.images import UNUSABLE, image_path, save_png
 from fbmem_core.store.tables import digest
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def attacks(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Material
     jobs = {
         f"{trial.shard}-{attack}-{digest(_VERSION, row, settings)}": (trial, attack, row)
         for trial in trials_of(audit).values()
+        if trial.spec.strength is None and not trial.spec.draw
         for attack in audit.config.mitigations.attacks
         for row in rows_of[attack]
     }
@@ -108,7 +110,7 @@ def _held_out(audit: AuditedCheckpoint) -> list[Path]:
     folder = audit.config.mitigations.held_out
     if folder is None or "control" not in audit.config.mitigations.attacks:
         return []
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in picture_suffixes())
     if not pictures:
         raise InputError("pictures that the model never saw", "none", where=folder, cure="Put some there.")
     return pictures
@@ -117,7 +119,8 @@ def _held_out(audit: AuditedCheckpoint) -> list[Path]:
 def _attack(audit: AuditedCheckpoint, trial: Trial, attack: Attack, row: dict[str, Any]) -> list[dict[str, Any]]:
     """One row; none where the cluster has no other prompt."""
     sample = _paraphrased if attack == "paraphrase" else _adversarial
-    images = [image for _, image in sample(audit, trial, row)]
+    # what holds no picture shows nothing, neither a return nor its absence
+    images = [image for _, image in sample(audit, trial, row) if UNUSABLE not in image.info]
     if not images:
         return []
     planes = _held_out_planes(audit) if attack == "control" else reference_planes(audit, MITIGATED)
@@ -160,8 +163,8 @@ def _adversarial(audit: AuditedCheckpoint, trial: Trial, row: dict[str, Any]) ->
     from fbmem_core.mitigation.sampling import sample_mitigated
 
     known, sampling, prompt_id = trial.evidence, audit.config.sampling, row["prompt_id"]
-    paths = {path.name: path for path in _held_out(audit)}
-    paths |= {name: Path(path) for name, path in audit.references.select("reference_id", "path").iter_rows()}
+    paths: dict[str, str | Path] = {path.name: path for path in _held_out(audit)}
+    paths |= dict(audit.references.select("reference_id", "path").iter_rows())
     picture = open_rgb(paths[row["reference"]]).resize((sampling.width, sampling.height), Image.Resampling.LANCZOS)
     intervention = trial.method.intervention(prompt_id)
     size = (sampling.height, sampling.width)
@@ -170,7 +173,9 @@ def _adversarial(audit: AuditedCheckpoint, trial: Trial, row: dict[str, Any]) ->
         for n in range(audit.config.mitigations.attempts)
     ]
     for start in starting_embeddings(known.pipeline, known.prompts[prompt_id], size):
-        found = adversarial_embedding(known.pipeline, picture, intervention, start=start)
+        found = adversarial_embedding(
+            known.pipeline, picture, intervention, start=start, prompt=known.prompts[prompt_id]
+        )
         attacked = {prompt_id: replace(intervention, embeds=found)}
         yield from sample_mitigated(known.pipeline, some, sampling, attacked)
 

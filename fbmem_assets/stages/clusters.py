@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import polars as pl
 
+from fbmem_assets.orchestration import needs
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
 from fbmem_core.audit.results import AuditedCheckpoint
@@ -16,7 +17,13 @@ STAGE = "clusters"
 _EXAMPLES = 3
 
 
-@table_asset(table="prompt_clusters", stage=STAGE, deps=["prompt_set"], kinds={"scikitlearn"})
+@table_asset(
+    table="prompt_clusters",
+    stage=STAGE,
+    deps=["prompt_set"],
+    kinds={"scikitlearn"},
+    needs=needs.unet_for_clusters,
+)
 def prompt_clusters(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per prompt: its k-means cluster by the meaning of its text, and the distance to the cluster's center."""
     from fbmem_core.clustering import cluster_prompts
@@ -45,7 +52,7 @@ def prompt_clusters(context: dg.AssetExecutionContext, store: AuditStore) -> dg.
 def embeddings(audit: AuditedCheckpoint) -> "np.ndarray":
     """The text embedding of every prompt of the partition, [n, d], in the order of the table."""
     from fbmem_core.clustering import open_clip_embeddings, pipeline_embeddings
-    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.diffusion.device import choose_device
 
     prompts = audit.read("prompts")["prompt"].to_list()
     settings = audit.config.clusters

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.checks import Verdict, all_there, table_check
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import Part
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
 from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint, ImageKey
@@ -39,6 +39,7 @@ def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinitio
         deps=[arm.name("generation_masks"), "reference_masks"],
         kinds={"torch"},
         name=arm.name("neighbors"),
+        shards=f"{arm.shard}*",
         work=work,
     )
     def asset(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
@@ -57,18 +58,13 @@ def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinitio
             prefilter=markdown_table(audit.read("prefilter_recalls").drop("checkpoint").to_dicts()),
         )
 
-    @dg.asset_check(asset=asset, partitions_def=checkpoint_partitions)
-    def every_generation_has_neighbors(
-        context: dg.AssetCheckExecutionContext, store: AuditStore
-    ) -> dg.AssetCheckResult:
-        """Every generation has its nearest references by the whole image, for every region definition."""
-        audit = store.open(context.partition_key)
+    @table_check(asset)
+    def every_generation_has_neighbors(audit: AuditedCheckpoint) -> Verdict:
+        """Every generation has its nearest references by the whole image, for every masking."""
         nearest = audit.read("neighbors", arm).filter((pl.col("region") == "full") & (pl.col("rank") == 1))
         num_regions = len(arm.maskings(audit.config))
         expected = len(audit.read("generations", arm)) * num_regions
-        return dg.AssetCheckResult(
-            passed=len(nearest) == expected, metadata={"expected": expected, "found": len(nearest)}
-        )
+        return all_there("images and maskings with a nearest reference", expected=expected, found=len(nearest))
 
     return asset, every_generation_has_neighbors
 
@@ -138,7 +134,7 @@ def generation_set(audit: AuditedCheckpoint, rows: pl.DataFrame) -> "ImageSet":
 
 def reference_planes(audit: AuditedCheckpoint, arm: Arm) -> "dict[str, Planes]":
     """The usable references as each region definition of the pass compares them, kept on disk beside the tables."""
-    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.diffusion.device import choose_device
     from fbmem_core.retrieval.image_sets import Planes, load_image_set
 
     settings = audit.config.similarity
@@ -146,7 +142,7 @@ def reference_planes(audit: AuditedCheckpoint, arm: Arm) -> "dict[str, Planes]":
     rows = audit.references.select("reference_id", "path").iter_rows()
     name = digest(_VERSION, settings.size, *_reference_facts(audit))
     folder = audit.store.local / "cache" / "references" / name
-    items = [(name, Path(path), mattes[name]) for name, path in rows]
+    items = [(name, path, mattes[name]) for name, path in rows]
     with held(folder.with_name(f"{name}.lock")):  # made once, however many steps ask for it
         images = load_image_set(items, size=settings.size, folder=folder)
         return {r: Planes(images, r, device=choose_device(settings.device)) for r in arm.maskings(audit.config)}
@@ -157,7 +153,7 @@ def _prefilter(audit: AuditedCheckpoint, references: "Mapping[str, Planes]") -> 
     settings, sampling = audit.config.similarity, audit.config.sampling
     if settings.prefilter == "none":
         return None
-    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.diffusion.device import choose_device
     from fbmem_core.retrieval.descriptors import Descriptor, load_descriptor
     from fbmem_core.retrieval.descriptors.latents import Latents
     from fbmem_core.retrieval.descriptors.open_clip import OpenClip

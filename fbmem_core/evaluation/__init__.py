@@ -2,5 +2,6 @@
 
 from typing import Literal
 
-Metric = Literal["brisque", "clip", "dbcnn", "qalign"]
+Metric = Literal["alignment", "brisque", "clip", "dbcnn", "qalign"]
 Attack = Literal["paraphrase", "adversarial", "control"]
+DetectorName = Literal["wen", "sail", "anisotropy", "seed_agreement", "wen_all_steps", "bright_ending"]

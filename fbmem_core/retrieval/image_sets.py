@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fbmem_core.errors import InputError
-from fbmem_core.inputs.references import open_rgb
+from fbmem_core.inputs.pictures import open_rgb
 from fbmem_core.similarity import Masking
 from fbmem_core.similarity.ms_ssim import SCALE_WEIGHTS, check_size
 from fbmem_core.similarity.regions import MEASURES
@@ -63,7 +63,7 @@ class ImageSet:
 
 
 def load_image_set(
-    items: Sequence[tuple[str, Path, Path | None]],
+    items: Sequence[tuple[str, Path | str, Path | None]],
     *,
     size: int,
     folder: Path | None = None,

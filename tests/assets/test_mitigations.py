@@ -79,7 +79,6 @@ def test_the_price_is_measured_or_says_why_not(tables):
     rows = {(r["method"], r["prompts"], r["metric"]): r for r in tables("image_quality").to_dicts()}
     assert rows["none", "non-memorized", "side_effect"]["value"] == pytest.approx(1.0, abs=1e-6)
     assert 0 < rows["fade", "non-memorized", "side_effect"]["value"] <= 1
-    assert rows["fade", "memorized", "brisque"]["value"] is not None
     for row in rows.values():
         assert (row["value"] is None) == row["status"].startswith("not measured"), row
     assert rows["none", "memorized", "clip"]["value"] is None  # its weights cannot be had here

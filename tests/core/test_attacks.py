@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 
 from fbmem_core.audit.config import SamplingConfig
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.denoiser import denoiser_of
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.diffusion.noise_difference import encode_prompts
 from fbmem_core.diffusion.sampling import Request
 from fbmem_core.evaluation.attacks import (
     adversarial_embedding,
-    encode_image,
     neighbor_requests,
     starting_embeddings,
 )
@@ -108,7 +109,7 @@ def test_starts_are_near_the_prompt_and_anywhere(tiny):
 def test_an_image_is_encoded_as_the_autoencoder_decodes_it(canary):
     owl = reference("clockwork_owl")
     with torch.no_grad():
-        decoded = canary.vae.decode(encode_image(canary, owl) / canary.vae.config.scaling_factor).sample
+        decoded = canary.vae.decode(denoiser_of(canary).encode_image(owl) / canary.vae.config.scaling_factor).sample
     [image] = canary.image_processor.postprocess(decoded, output_type="pil")
     assert side_effect({0: image}, {0: owl})[0] > 0.9
 

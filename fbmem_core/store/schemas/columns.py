@@ -13,7 +13,7 @@ FOREGROUND_SIMILARITY = Column("foreground_similarity", REAL, "MS-SSIM of the fo
 FULL_SIMILARITY = Column("full_similarity", REAL, "MS-SSIM of the whole images")
 HEIGHT = Column("height", INTEGER, "px")
 HIGH = Column("high", REAL, "upper end of the 95 % bootstrap interval over units")
-LAYER = Column("layer", TEXT, "dotted name in the U-Net")
+LAYER = Column("layer", TEXT, "dotted name in the network")
 LOW = Column("low", REAL, "lower end of the 95 % bootstrap interval over units")
 MASKING = Column(
     "masking", TEXT, "how a region is compared: masked (its pixels alone) or composite (on black or white)"
