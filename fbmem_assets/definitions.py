@@ -9,6 +9,7 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 from fbmem_assets.orchestration.executors import choose_executor  # noqa: E402
+from fbmem_assets.orchestration.progress import announce_stages  # noqa: E402
 from fbmem_assets.orchestration.resources import AuditStore, store_root  # noqa: E402
 from fbmem_assets.orchestration.sensors import JOB, changed_checkpoints, reaudit  # noqa: E402
 from fbmem_assets.stages import (  # noqa: E402
@@ -46,6 +47,7 @@ def stage_names() -> list[str]:
 
 assets = dg.load_assets_from_modules(STAGES)
 checks = dg.load_asset_checks_from_modules(STAGES)
+announce_stages(stage_names(), assets)
 audit_job = dg.define_asset_job(
     JOB,
     selection=dg.AssetSelection.all(),

@@ -18,7 +18,7 @@ SEVERITY: dict[str, float] = {"VM": 2.0, "FM": 1.5, "BM": 0.5, "NM": 0.0}
 
 @dataclass(frozen=True)
 class PairSimilarity:
-    """How similar one generation is to one reference: values in [0, 1], None where undecided or undefined."""
+    """Similarity of one generation to one reference: values in [0, 1], None where undecided or undefined."""
 
     reference_id: str
     full: float
@@ -127,7 +127,7 @@ def label_generation(
 
 
 def matches(label: Label | None) -> bool:
-    """Whether a pair of this label shows a copied region."""
+    """True if a pair of this label shows a copied region."""
     return label is not None and label != "NM"
 
 

@@ -18,7 +18,7 @@ from fbmem_assets.orchestration.provenance import (
 )
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_core.audit.results import AuditedCheckpoint
-from fbmem_core.errors import InputError
+from fbmem_core.errors import InputError, NotApplicableError
 from fbmem_core.store.tables import TABLES_DIR
 
 Need = Callable[[AuditedCheckpoint], str | None]
@@ -73,8 +73,11 @@ class Guard:
         shard = f"left_out-{self.asset}"
         if reason is None:
             tables.keep_shards("rejected", key, (), among=shard)
-            result = make()
-        else:
+            try:
+                result = make()
+            except NotApplicableError as error:
+                reason = str(error)
+        if reason is not None:
             context.log.warning(f"{self.asset} is left out: {reason}")
             tables.keep_shards(self.table, key, (), among=self.shards)
             tables.write("rejected", key, [{"stage": self.stage, "item": self.asset, "reason": reason}], shard=shard)

@@ -2,14 +2,15 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import TypeVar
 
 import dagster as dg
 from tqdm import tqdm
 
 _LINE_EVERY_SECONDS = 30.0
+_STAGES: list[str] = []  # in order, and the stage of each asset: see `announce_stages`
+_STAGE_OF: dict[str, str | None] = {}
 T = TypeVar("T")
 
 
@@ -93,20 +94,13 @@ def stage_number(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> s
     """`[3/14] ` for an asset of the third stage; empty for a step that belongs to none."""
     op = getattr(context, "op_execution_context", context)
     asset = str(op.op_handle).split(".")[0]
-    stages, stage_of = _stages()
-    stage = stage_of.get(asset)
-    return f"[{stages.index(stage) + 1}/{len(stages)}] " if stage in stages else ""
+    stage = _STAGE_OF.get(asset)
+    return f"[{_STAGES.index(stage) + 1}/{len(_STAGES)}] " if stage in _STAGES else ""
 
 
-@lru_cache(maxsize=1)
-def _stages() -> tuple[list[str], dict[str, str]]:
-    """The stages in order, and the stage of each asset."""
-    from fbmem_assets.definitions import assets, stage_names
-
-    stage_of = {
-        key.to_user_string(): group
-        for asset in assets
-        if isinstance(asset, dg.AssetsDefinition)
-        for key, group in asset.group_names_by_key.items()
-    }
-    return stage_names(), stage_of
+def announce_stages(stages: Sequence[str], assets: Iterable[object]) -> None:
+    """Have lines of progress say which stage of how many they are of; `stages` in order, `assets` of all of them."""
+    _STAGES[:] = stages
+    for asset in assets:
+        if isinstance(asset, dg.AssetsDefinition):
+            _STAGE_OF.update({key.to_user_string(): group for key, group in asset.group_names_by_key.items()})

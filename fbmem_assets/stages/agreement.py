@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration import needs
 from fbmem_assets.orchestration.checks import Verdict, table_check
 from fbmem_assets.orchestration.progress import track
 from fbmem_assets.orchestration.resources import AuditStore
@@ -29,7 +28,6 @@ _MIN_AUC = 0.9
     stage=STAGE,
     deps=["prompt_set", "generation_masks", "labels"],
     kinds={"torch"},
-    needs=needs.unet,
 )
 def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per prompt: how much its images agree at the first steps of sampling, inside and outside foregrounds.

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration import needs
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
 from fbmem_core.audit.results import AuditedCheckpoint
@@ -22,7 +21,6 @@ _EXAMPLES = 3
     stage=STAGE,
     deps=["prompt_set"],
     kinds={"scikitlearn"},
-    needs=needs.unet_for_clusters,
 )
 def prompt_clusters(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per prompt: its k-means cluster by the meaning of its text, and the distance to the cluster's center."""

@@ -15,11 +15,13 @@ from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint
 from fbmem_core.inputs.pictures import open_rgb
 from fbmem_core.inputs.truth import read_truth
 from fbmem_core.labels import SEVERITY, label_generation, label_pair, matches
+from fbmem_core.mitigation import UNMITIGATED
 from fbmem_core.store.images import open_image
 from fbmem_core.store.tables import rows_sha256
 
 STAGE = "labels"
-_SHEET_TILES = 40
+_SHEET_PAIRS = 6
+_REGION = {"VM": "full", "FM": "foreground", "BM": "background"}
 _IMAGE = ["method", "prompt_id", "seed"]
 # what the shipped canary must show: the least share of generations of a kind that carry the true label
 _TRUE_SHARES = {"verbatim": 0.95, "foreground": 0.8, "background": 0.8, "public": 0.95}
@@ -47,13 +49,15 @@ def labels_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
         if not arm.is_mitigated:
             audit.write("audit_settings", [frozen_settings(audit)])
         table = audit.read("labels", arm)
+        strongest = _strongest(audit, table)
         return table_result(
             audit,
             "labels",
             table,
             **label_shares(audit.summary_labels(arm)),
             label_table=markdown_table(label_table(audit, arm).to_dicts()),
-            matches=picture(_sheet(audit, table), "generations beside what they match"),
+            matches=picture(_sheet(audit, table), "generated beside what it copies"),
+            matches_shown=f"the strongest copy of {min(len(strongest), _SHEET_PAIRS)} of {len(strongest)} prompts",
         )
 
     @table_check(asset, blocking=True)
@@ -269,18 +273,26 @@ def _first(audit: AuditedCheckpoint) -> pl.Expr:
     return (pl.col("masking") == settings.masking[0]) & (pl.col("rule") == settings.rule[0])
 
 
+def _strongest(audit: AuditedCheckpoint, table: pl.DataFrame) -> pl.DataFrame:
+    """Of each prompt and method the copy that is most similar in the region that is copied, most similar first."""
+    similarity = pl.coalesce(
+        pl.when(pl.col("label") == label).then(pl.col(f"{region}_similarity")) for label, region in _REGION.items()
+    )
+    copies = table.filter(_first(audit) & pl.col("label").is_in(list(_REGION))).with_columns(similarity=similarity)
+    return copies.sort("similarity", descending=True).unique(["method", "prompt_id"], keep="first", maintain_order=True)
+
+
 def _sheet(audit: AuditedCheckpoint, table: pl.DataFrame) -> str:
-    """Generations of the first masking and rule that match something, each beside its most similar reference."""
-    from fbmem_core.report.pictures import contact_sheet, side_by_side
+    """The strongest copies, each beside its reference, with what it is and how similar."""
+    from fbmem_core.report.pictures import pair_sheet
 
     paths = dict(audit.references.select("reference_id", "path").iter_rows())
     images = audit.read("generations").select(*_IMAGE, "path")
-    found = table.filter(_first(audit) & pl.col("label").is_in(["VM", "FM", "BM"])).join(images, on=_IMAGE)
-    few = found.filter(pl.int_range(pl.len()).over("method", "prompt_id") < 1).head(_SHEET_TILES)
-    tiles = []
-    for row in few.iter_rows(named=True):
-        source = {"VM": "full", "FM": "foreground", "BM": "background"}[row["label"]]
-        reference = open_rgb(paths[row[f"{source}_reference_id"]])
-        pair = side_by_side(open_image(audit.store, row["path"]), reference)
-        tiles.append((f"{row['label']} {row['prompt_id']}", pair))
-    return contact_sheet(tiles, columns=8, tile=108)
+    rows = _strongest(audit, table).head(_SHEET_PAIRS).join(images, on=_IMAGE, maintain_order="left")
+    pairs = []
+    for row in rows.iter_rows(named=True):
+        reference = row[f"{_REGION[row['label']]}_reference_id"]
+        method = "" if row["method"] == UNMITIGATED else f"{row['method']} "
+        caption = f"{row['label']} {row['similarity']:.2f} {method}{row['prompt_id']} seed {row['seed']} | {reference}"
+        pairs.append((caption, open_image(audit.store, row["path"]), open_rgb(paths[reference])))
+    return pair_sheet(pairs)

@@ -96,7 +96,7 @@ def _references(audit: AuditedCheckpoint) -> list[_Image]:
 
 
 class _Mattes:
-    """Where the mattes of one kind of image lie. One that is not there is made when asked for."""
+    """Files of the mattes of one kind of image. One that is not there is made when asked for."""
 
     def __init__(self, context: dg.OpExecutionContext, store: AuditStore, kind: str) -> None:
         from fbmem_core.inputs.segmentation import segmenter_name

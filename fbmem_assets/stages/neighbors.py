@@ -115,7 +115,7 @@ def _compare_missing(context: dg.OpExecutionContext, store: AuditStore, arm: Arm
 
 
 def pair_rows(masking: str, pairs: "Sequence[PairSimilarity]") -> list[dict[str, Any]]:
-    """What `similarities` says of one image's pairs."""
+    """Rows of `similarities` of one image's pairs."""
     return [
         {"masking": masking, "reference_id": pair.reference_id}
         | {f"{region}_similarity": getattr(pair, region) for region in REGIONS}
@@ -149,7 +149,7 @@ def reference_planes(audit: AuditedCheckpoint, arm: Arm) -> "dict[str, Planes]":
 
 
 def _prefilter(audit: AuditedCheckpoint, references: "Mapping[str, Planes]") -> "Prefilter | None":
-    """What the audit file asks for; None: every reference is compared."""
+    """The prefilter that the audit file asks for; None: every reference is compared."""
     settings, sampling = audit.config.similarity, audit.config.sampling
     if settings.prefilter == "none":
         return None
@@ -177,7 +177,7 @@ def _prefilter(audit: AuditedCheckpoint, references: "Mapping[str, Planes]") -> 
 def _recalls(
     audit: AuditedCheckpoint, references: "Mapping[str, Planes]", prefilter: "Prefilter"
 ) -> Iterator[dict[str, Any]]:
-    """What the prefilter keeps, measured on generations spread over all prompts."""
+    """Recall of the prefilter, measured on generations spread over all prompts."""
     from fbmem_core.retrieval.neighbors import nearest_references
     from fbmem_core.retrieval.prefilter import measure_recall
 
@@ -220,7 +220,7 @@ def _blocks(shards: Mapping[str, pl.DataFrame]) -> Iterator[list[tuple[str, pl.D
 
 
 def _reference_facts(audit: AuditedCheckpoint) -> list[Any]:
-    """What the comparison depends on of the references and of every matte."""
+    """Facts of the references and mattes that the comparison depends on."""
     references = audit.references.select("reference_id", "path", "sha256").rows()
     return [references, sorted(set(audit.read("masks")["segmenter"]))]
 

@@ -139,7 +139,7 @@ def _matched_labels(audit: AuditedCheckpoint) -> pl.DataFrame:
 
 
 def before_and_after(audit: AuditedCheckpoint) -> "list[tuple[str, Labels, Labels]]":
-    """By method, in the order of the audit file."""
+    """Labels before and after by method, in the order of the audit file."""
     labels = _matched_labels(audit)
     of = {
         str(method): {(prompt_id, seed): label for _, prompt_id, seed, label in rows.iter_rows()}
@@ -173,11 +173,12 @@ def _scatter(audit: AuditedCheckpoint, x: dict[str, float | None], *, title: str
         for method, score in scores.select("method", "score").iter_rows()
         if x.get(method) is not None
     }
-    return line_plot(points, title=title, x_label=x_label, label="mitigation score", style="o")  # type: ignore[arg-type]
+    ends = {method: (low, high) for method, low, high in scores.select("method", "low", "high").iter_rows()}
+    return line_plot(points, title=title, x_label=x_label, label="mitigation score", style="o", intervals=ends)  # type: ignore[arg-type]
 
 
 def _one_to_many_plot(audit: AuditedCheckpoint) -> str:
-    """How many memorized prompts match how many references, before and after, over the same seeds."""
+    """Plot how many memorized prompts match how many references, before and after, over the same seeds."""
     from fbmem_core.report.plots import line_plot
 
     images = audit.read("generations", MITIGATED).select("prompt_id", "seed").unique()
@@ -192,4 +193,6 @@ def _one_to_many_plot(audit: AuditedCheckpoint) -> str:
         str(method): (list(range(most + 1)), [float((rows["num_references"] == n).sum()) for n in range(most + 1)])
         for (method,), rows in shown.group_by("method", maintain_order=True)
     }
-    return line_plot(series, title="References a prompt matches", x_label="references", label="prompts", style="o-")
+    return line_plot(
+        series, title="References a prompt matches", x_label="references", label="prompts", style="o-", counts=True
+    )

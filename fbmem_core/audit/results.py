@@ -251,7 +251,7 @@ def read_record(store: Store, partition: str) -> tuple[Audit, Checkpoint]:
 
 
 def record_path(partition: str) -> str:
-    """Where in the store an audit and its checkpoint are recorded."""
+    """Path in the store of the record of an audit and its checkpoint."""
     return f"audits/{partition}.json"
 
 

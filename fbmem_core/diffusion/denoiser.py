@@ -24,7 +24,7 @@ from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.memory import Batches
 from fbmem_core.diffusion.schedule import Schedule, Step, read_schedule
 from fbmem_core.diffusion.schedule_names import FLOW, prediction_of
-from fbmem_core.errors import InputError
+from fbmem_core.errors import NotApplicableError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -294,7 +294,7 @@ def denoiser_of(pipeline: DiffusionPipeline) -> Denoiser:
     return made
 
 
-def no_value_layers(network: str) -> InputError:
+def no_value_layers(network: str) -> NotApplicableError:
     """The error of a model without value projections of the text."""
     cure = "Leave out the stages from `neurons` on: `--until agreement`."
-    return InputError("a network with value projections of its text", "none", where=network, cure=cure)
+    return NotApplicableError("a network with value projections of its text", "none", where=network, cure=cure)

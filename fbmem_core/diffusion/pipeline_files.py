@@ -186,7 +186,7 @@ def _check_complete(path: Path) -> None:
 
 
 def _safetensors_size(path: Path) -> int | None:
-    """How many bytes the file's header promises; None without a whole header."""
+    """Size in bytes that the file's header promises; None without a whole header."""
     header = _safetensors_header(path)
     if header is None:
         return None

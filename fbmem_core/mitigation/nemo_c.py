@@ -15,7 +15,7 @@ class NemoC(NeuronMethod):
     name = "nemo_c"
 
     def neurons(self, prompt_id: str) -> NeuronSet:
-        """Those of its cluster; its own alone where it is in none."""
+        """Neurons of its cluster; its own alone where it is in none."""
         clusters, refined = self.evidence.clusters, self.evidence.neurons
         if prompt_id not in clusters:
             return refined.get(prompt_id, NO_NEURONS)

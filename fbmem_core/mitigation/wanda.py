@@ -70,7 +70,7 @@ class Wanda(Method):
 
     @property
     def share(self) -> float:
-        """Of all weights of those layers."""
+        """Share of all weights of those layers."""
         total = sum(weight.numel() for weight in self._pruned[0].weights.values())
         return self.num_neurons / total if total else 0.0
 
@@ -125,7 +125,7 @@ class Wanda(Method):
 
 
 def pruned_mask(weight: Tensor, norms: Tensor, empty_norms: Tensor, *, sparsity: float) -> Tensor:
-    """Which weights [out, in] are pruned: of each row the highest scores, where they exceed the empty prompt's.
+    """Mask [out, in] of pruned weights: of each row the highest scores, where they exceed the empty prompt's.
 
     Args:
         weight: [out, in].

@@ -217,20 +217,17 @@ def _chosen(audit: AuditedCheckpoint, table: pl.DataFrame, sample: int, altered:
 
 
 def _weights(audit: AuditedCheckpoint) -> Iterator[Difference]:
-    from fbmem_core.diffusion.checkpoint import fingerprint
-    from fbmem_core.diffusion.pipeline_files import pipeline_files
+    from fbmem_core.diffusion.checkpoint import check_fingerprint
 
-    directory, expected = audit.checkpoint.directory, audit.read("checkpoints")["fingerprint"].to_list()
-    if not directory.is_dir():
-        yield Difference("weights", f"no folder {directory}", is_missing=True)
+    if audit.read("checkpoints")["fingerprint"].to_list() != [audit.checkpoint.fingerprint]:
+        yield Difference("weights", "the table checkpoints names another fingerprint than was registered")
+    if not audit.checkpoint.directory.is_dir():
+        yield Difference("weights", f"no folder {audit.checkpoint.directory}", is_missing=True)
         return
     try:
-        found = fingerprint(directory, pipeline_files(directory, allow_pickle=audit.config.allow_pickle))
+        check_fingerprint(audit.checkpoint, allow_pickle=audit.config.allow_pickle)
     except InputError as error:
         yield Difference("weights", str(error))
-        return
-    if expected != [found]:
-        yield Difference("weights", f"{directory} has another fingerprint ({found[:12]}) than was audited")
 
 
 def _id(row: dict[str, Any]) -> str:

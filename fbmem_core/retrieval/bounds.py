@@ -1,4 +1,4 @@
-"""How far pairs are compared: similarities as far as they are known, from the coarsest scale on, which bound the whole.
+"""Bounds of pairs: similarities from the coarsest scale on, each an upper bound of the whole.
 
 Only pairs whose bound still reaches what is asked for go on to the next finer scale; see `neighbors`.
 """
@@ -22,7 +22,7 @@ _STATISTICS_BYTES = 1024 * 2**20  # of the generations that are compared at once
 
 
 class PairBounds:
-    """Of each pair of some generations [g] and all references [n], by criterion."""
+    """Upper bounds of each pair of generations [g] and references [n], by region."""
 
     def __init__(self, generations: Planes, references: Planes) -> None:
         if generations.images.size != references.images.size:

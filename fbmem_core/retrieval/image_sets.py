@@ -107,7 +107,7 @@ def load_image_set(
 
 
 class Planes:
-    """What the measures of one region definition compare, of one image set, at every scale (0 = finest).
+    """Image pyramid of one image set under one masking, at every scale (0 = finest).
 
     Coarse scales, which every pair needs, are computed once and kept: beside the set's arrays if these are on disk.
     """

@@ -63,7 +63,7 @@ class FusedForeground(_Fused):
         return _arrays(padded, moments, alone, _boxes(weight, weight.shape, _REACH, _REACH), sums)
 
     def factors(self, x: Arrays, y: Arrays, pairs: Tensor, bright: Tensor) -> tuple[Tensor, Tensor]:
-        """As `FusedPlain.factors`."""
+        """Factors of pairs; see `FusedPlain.factors`."""
         return _over_pairs(masked_kernels.foreground, x, y, pairs, bright)
 
 
@@ -76,7 +76,7 @@ class FusedBackground(_Fused):
         return _arrays(F.pad(torch.cat([planes[:, :3] * clear, clear], dim=1), (_REACH,) * 4))
 
     def factors(self, x: Arrays, y: Arrays, pairs: Tensor, bright: Tensor) -> tuple[Tensor, Tensor]:
-        """As `FusedPlain.factors`."""
+        """Factors of pairs; see `FusedPlain.factors`."""
         return _over_pairs(masked_kernels.background, x, y, pairs, bright)
 
 
@@ -92,13 +92,13 @@ class Batched:
         self._measure = measure
 
     def statistics(self, planes: Tensor) -> tuple[Tensor, ...]:
-        """Those of the measure."""
+        """Statistics of the measure."""
         return self._measure.statistics(planes)
 
     def factors(
         self, x: tuple[Tensor, ...], y: tuple[Tensor, ...], pairs: Tensor, bright: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As `FusedPlain.factors`."""
+        """Factors of pairs; see `FusedPlain.factors`."""
         factors = torch.empty(len(pairs), 3, device=pairs.device)
         masses = torch.empty(len(pairs), device=pairs.device)
         for row in pairs[:, 0].unique().tolist():
@@ -117,7 +117,7 @@ def joined(statistics: list[Any]) -> Any:
 
 
 def comparison(measure: Measure, device: torch.device) -> Any:
-    """What computes statistics of images and factors of pairs fastest."""
+    """The fastest implementation of a measure's statistics and factors."""
     return FUSED[type(measure)] if device.type == "cpu" else Batched(measure)
 
 

@@ -58,7 +58,7 @@ class Foreground(Measure):
 
 
 class Background(Measure):
-    """What is background in both images: a moved object takes no more than its place.
+    """The background that both images have: a moved object takes no more than its place.
 
     A coarse pixel counts if all that it covers is background, so no foreground pixel has any effect at any scale.
     """
@@ -73,7 +73,7 @@ class Background(Measure):
         return torch.cat([colors, -F.max_pool2d(-planes[:, 3:], 2, ceil_mode=True)], dim=1)
 
     def statistics(self, planes: Tensor) -> Statistics:
-        """Where it is clear, and there colours and their squares."""
+        """Weights, colours and their squares where the region is."""
         clear = planes[:, 3:]
         colors = planes[:, :3] * clear
         return clear, torch.cat([colors, colors * colors], dim=1)

@@ -51,7 +51,7 @@ class Maps:
 
 
 class Measure(ABC):
-    """What is compared at each scale. Planes are [n, c, h, w]; statistics are computed once per image, not per pair."""
+    """One measure, scale by scale. Planes are [n, c, h, w]; statistics are computed once per image, not per pair."""
 
     @abstractmethod
     def planes(self, images: Float[Tensor, "n 3 h w"], alphas: Float[Tensor, "n 1 h w"]) -> Tensor:
@@ -63,7 +63,7 @@ class Measure(ABC):
 
     @abstractmethod
     def statistics(self, planes: Tensor) -> Statistics:
-        """What one scale of one side of a pair needs."""
+        """Statistics of one scale of one side of a pair."""
 
     @abstractmethod
     def maps(self, x: Statistics, y: Statistics) -> Maps:
@@ -122,7 +122,7 @@ class Similarity:
     def begin(
         cls, shape: tuple[int, ...], device: torch.device, scale_weights: Sequence[float] = SCALE_WEIGHTS
     ) -> Similarity:
-        """Of no scale yet: 1."""
+        """The empty product: 1."""
         start = torch.full(shape, len(scale_weights) - 1, dtype=torch.int8, device=device)
         return cls(torch.ones(*shape, 3, device=device), start, scale_weights)
 
@@ -132,7 +132,7 @@ class Similarity:
         return self.product.mean(dim=-1).masked_fill(self.start < 0, torch.nan)
 
     def is_first(self, scale: int, at: tuple[Tensor, Tensor] | slice = slice(None)) -> Tensor:
-        """Whether this is the coarsest scale that counts, of the pairs `at`: there, luminance counts too."""
+        """True where this is the coarsest scale that counts, of the pairs `at`: there, luminance counts too."""
         return self.start[at] == scale
 
     def multiply(

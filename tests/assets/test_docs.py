@@ -103,3 +103,22 @@ def test_every_page_that_a_document_links_to_is_there():
     for page in [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *(PROJECT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+QUESTIONS = (PROJECT / "docs" / "questions.md").read_text("utf-8").split("\n## ")[1:]
+
+
+def test_there_are_fifteen_questions():
+    assert [section.split(".")[0] for section in QUESTIONS] == [str(number) for number in range(1, 16)]
+
+
+@pytest.mark.parametrize("section", QUESTIONS, ids=[section.splitlines()[0] for section in QUESTIONS])
+def test_a_question_is_answered_as_the_text_beside_it_says(section, audited, fbmem):
+    sql = re.search(r"```sql\n(.+?)\n```", section, flags=re.DOTALL).group(1)
+    run = fbmem("sql", sql, "--store", audited[0], "--format", "markdown")
+    assert run.exit_code == 0, run.stderr
+    shown = [line for line in section.splitlines() if line.startswith("|")]
+    if shown:
+        assert run.stdout.splitlines() == shown
+    if "No row" in section:
+        assert len(run.stdout.splitlines()) == 2
