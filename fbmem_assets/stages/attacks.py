@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import chain, cycle, zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -142,7 +141,7 @@ def _adversarial(audit: AuditedCheckpoint, trial: Trial, row: dict[str, Any]) ->
     known, sampling, prompt_id = trial.evidence, audit.config.sampling, row["prompt_id"]
     references = audit.read("reference_images")
     [path] = references.filter(pl.col("reference_id") == row["reference"])["path"]
-    picture = open_rgb(Path(path)).resize((sampling.width, sampling.height), Image.Resampling.LANCZOS)
+    picture = open_rgb(path).resize((sampling.width, sampling.height), Image.Resampling.LANCZOS)
     intervention = trial.method.intervention(prompt_id)
     size = (sampling.height, sampling.width)
     some = [

@@ -2,17 +2,16 @@
 
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import polars as pl
-from PIL import Image
 
 from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint
+from fbmem_core.inputs.pictures import open_rgb
 from fbmem_core.labels import SEVERITY, label_generation, label_pair, matches
 from fbmem_core.store.images import open_image
 
@@ -206,7 +205,7 @@ def _sheet(audit: AuditedCheckpoint, table: pl.DataFrame) -> str:
     tiles = []
     for row in few.iter_rows(named=True):
         source = {"VM": "full", "FM": "foreground", "BM": "background"}[row["label"]]
-        reference = Path(paths[row[f"{source}_reference_id"]])
-        pair = side_by_side(open_image(audit.store, row["path"]), Image.open(reference))
+        reference = open_rgb(paths[row[f"{source}_reference_id"]])
+        pair = side_by_side(open_image(audit.store, row["path"]), reference)
         tiles.append((f"{row['label']} {row['prompt_id']}", pair))
     return contact_sheet(tiles, columns=8, tile=108)

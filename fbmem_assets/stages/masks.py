@@ -31,7 +31,7 @@ class _Image:
     """An image to be segmented; `sha256` is that of its file."""
 
     image_id: str
-    path: Path
+    path: Path | str
     sha256: str
 
 
@@ -91,7 +91,7 @@ def _generations(audit: AuditedCheckpoint, arm: Arm) -> list[_Image]:
 
 def _references(audit: AuditedCheckpoint) -> list[_Image]:
     rows = audit.references.select("reference_id", "path", "sha256").iter_rows()
-    return [_Image(reference_id, Path(path), sha256) for reference_id, path, sha256 in rows]
+    return [_Image(reference_id, path, sha256) for reference_id, path, sha256 in rows]
 
 
 class _Mattes:

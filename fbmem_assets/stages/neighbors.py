@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -149,7 +148,7 @@ def reference_planes(audit: AuditedCheckpoint, arm: Arm) -> "dict[str, Planes]":
     rows = audit.references.select("reference_id", "path").iter_rows()
     name = digest(_VERSION, settings.size, *_reference_facts(audit))
     folder = audit.store.local / "cache" / "references" / name
-    items = [(name, Path(path), mattes[name]) for name, path in rows]
+    items = [(name, path, mattes[name]) for name, path in rows]
     with held(folder.with_name(f"{name}.lock")):  # made once, however many steps ask for it
         images = load_image_set(items, size=settings.size, crops=True, folder=folder)
         return {r: Planes(images, r, device=choose_device(settings.device)) for r in arm.maskings(audit.config)}

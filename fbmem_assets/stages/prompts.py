@@ -1,13 +1,19 @@
 """Stage prompts: what the model is asked, and the training images that it may have memorized."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from fbmem_assets.orchestration.partitions import checkpoint_partitions
 from fbmem_assets.orchestration.resources import AuditStore, track
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
+
+if TYPE_CHECKING:
+    from fbmem_core.audit.results import AuditedCheckpoint
+    from fbmem_core.inputs.references import ReferenceImage
 
 STAGE = "prompts"
 _SHEET_TILES = 60
@@ -34,25 +40,23 @@ def prompt_set(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
 
 @table_asset(table="reference_images", stage=STAGE)
 def reference_images(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
-    """One row per reference image, with its status: ok, missing, unreadable, placeholder or duplicate."""
-    from fbmem_core.inputs.references import open_rgb, read_references
+    """One row per thing in the reference set: ok, missing, unreadable, placeholder, duplicate or unlisted."""
+    from fbmem_core.inputs.pictures import open_rgb
     from fbmem_core.report.pictures import contact_sheet
 
     audit = store.open(context.partition_key)
-    found = list(track(context, read_references(audit.config.references), what="reading references"))
+    found = list(track(context, _read(audit), what="reading references"))
     rows = []
     for reference in found:
         row = asdict(reference)
-        row.pop("reason")
-        rows.append({"audit": audit.config.name, **row, "path": str(audit.config.references / reference.path)})
+        del row["reason"]
+        rows.append({"audit": audit.config.name, **row, "path": row.pop("address") or reference.path})
     audit.write("reference_images", rows)
     left_out = [
         {"stage": STAGE, "item": r.reference_id, "reason": f"{r.status}: {r.reason}"} for r in found if r.status != "ok"
     ]
     audit.write("rejected", left_out, shard="reference_images")
-    usable = [
-        (r.reference_id, open_rgb(audit.config.references / r.path)) for r in found[:_SHEET_TILES] if r.status == "ok"
-    ]
+    usable = [(r.reference_id, open_rgb(r.address)) for r in found[:_SHEET_TILES] if r.status == "ok"]
     statuses = Counter(reference.status for reference in found)
     return table_result(
         audit,
@@ -62,6 +66,14 @@ def reference_images(context: dg.AssetExecutionContext, store: AuditStore) -> dg
         statuses=markdown_table([{"status": status, "images": count} for status, count in statuses.items()]),
         contact_sheet=picture(contact_sheet(usable, columns=10), "references"),
     )
+
+
+def _read(audit: "AuditedCheckpoint") -> "Iterator[ReferenceImage]":
+    """The reference set. What was seen of each picture is kept beside the store, by its size and time of change."""
+    from fbmem_core.inputs.references import read_references
+
+    kept = audit.store.local / "cache" / "reference_images.sqlite"
+    return read_references(audit.config.references, cache=kept)
 
 
 @dg.asset_check(asset=reference_images, partitions_def=checkpoint_partitions)

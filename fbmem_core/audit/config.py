@@ -138,18 +138,23 @@ class DiffConfig(Section):
     significance: float = Field(0.05, gt=0, lt=1)
 
 
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
 class Audit(Section):
     """A validated audit. Relative paths were resolved against the folder of the audit file.
 
-    `checkpoint` is a diffusers directory or a Hugging Face id; `truth`, where given, is the table of true labels that
-    the audit checks itself against (columns prompt_id, kind, label, reference_ids).
+    `references` is a folder or file of pictures, or the URL of one. `checkpoint` is a diffusers directory or a Hugging
+    Face id; `truth`, where given, is the table of true labels that the audit checks itself against (columns prompt_id,
+    kind, label, reference_ids).
     """
 
     name: str = Field(pattern=NAME_PATTERN, max_length=60)
     checkpoint: str
     revision: str | None = None
     prompts: Path
-    references: Path
+    references: Annotated[str, BeforeValidator(_as_text)]
     truth: Path | None = None
     samples_per_prompt: int = Field(5, ge=1, le=10_000)
     samples_by_kind: dict[str, Annotated[int, Field(ge=1, le=10_000)]] = {}

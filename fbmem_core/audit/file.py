@@ -12,9 +12,24 @@ from pydantic import ValidationError
 
 from fbmem_core.audit.config import Audit, SimilarityConfig
 from fbmem_core.errors import InputError
+from fbmem_core.inputs.addresses import is_url
 
 _SHORT = Repr()  # YAML's aliases can make a list whose text fills the memory
 _SHORT.maxlevel = 2
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key may stand twice: of two values one would do nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    message = f"the key `{key.value}` stands twice"
+                    raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def load_audit(path: Path) -> Audit:
@@ -27,7 +42,7 @@ def load_audit(path: Path) -> Audit:
     if not path.is_file():
         raise InputError("an audit file", "no such file", where=path, cure="Give the path of a YAML audit file.")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no date, too long a number
         reason = str(error).replace("\n", " ")
         raise InputError("a YAML mapping", f"text that is no YAML ({reason})", where=path, cure="Mend it.") from None
@@ -60,8 +75,11 @@ def _resolve_paths(audit: Audit, file: Path) -> Audit:
         value = getattr(audit, key)
         if value is None:
             continue
-        changes[key] = folder / value
-        if not _exists(changes[key]):
+        if key == "references" and is_url(value):
+            continue
+        path = folder / Path(value).expanduser()
+        changes[key] = str(path) if key == "references" else path
+        if not _exists(path):
             raise InputError(f"{key} to be an existing path", f"`{value}`", where=file, cure=_relative_cure(key))
     if _is_path(audit.checkpoint, folder):
         directory = folder / Path(audit.checkpoint).expanduser()

@@ -161,6 +161,9 @@ def _open_session(model: str) -> Any:
         except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
             reason = str(error).splitlines()[0]
             raise InputError("a usable ONNX model", reason, where=model, cure="Export it anew.") from None
+    if model.endswith("_custom"):
+        cure = "Give the path of its .onnx file instead."
+        raise InputError("a segmenter with its file", f"`{model}`, which stands for any file", cure=cure)
     if model not in sessions_names:
         known = ", ".join(sorted(sessions_names))
         raise InputError(f"a rembg model ({known}) or the path of an .onnx file", f"`{model}`", cure="Choose one.")

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fbmem_core.diffusion.checkpoint import choose_device
 from fbmem_core.errors import InputError
-from fbmem_core.inputs.references import MIN_SIDE, ReferenceImage, open_rgb, read_references
+from fbmem_core.inputs.pictures import open_rgb
+from fbmem_core.inputs.references import MIN_SIDE, ReferenceImage, read_references
 from fbmem_core.inputs.segmentation import Segmenter
 from fbmem_core.labels import label_generation
 from fbmem_core.retrieval.descriptors import region_descriptors
@@ -60,8 +61,8 @@ class Scores:
 
 
 def score_folders(
-    generated: Path,
-    references: Path,
+    generated: Path | str,
+    references: Path | str,
     settings: SimilarityConfig | None = None,
     *,
     generated_masks: Path | None = None,
@@ -73,10 +74,11 @@ def score_folders(
     """Label every image of a folder by its similarity to the images of another.
 
     Args:
-        generated: Folder of generated images, of any common format and size.
-        references: Folder of training images.
+        generated: Generated images of any common format and size: whatever `read_references` reads.
+        references: Training images, the same.
         settings: How they are compared; of several regions and rules the first counts.
-        generated_masks: Folder of masks, PNGs of the same stem (white = foreground); None: they are segmented.
+        generated_masks: Folder of masks, PNGs of the same stem (white = foreground) or, where two images have one stem,
+            of the same name and `.png`; None: they are segmented.
         reference_masks: The same for the references.
         segmenter: A rembg model name or the path of an ONNX file, for folders without masks.
         sscd: TorchScript file of an SSCD network, by which the nearest references are given too.
@@ -143,7 +145,7 @@ class _Folder:
     rejected: tuple[ReferenceImage, ...]
 
 
-def _usable(folder: Path, what: str) -> _Folder:
+def _usable(folder: Path | str, what: str) -> _Folder:
     """The images of a folder. Generated ones may repeat or be of a single colour; references may not."""
     entries = tuple(read_references(folder))
     accepted = ("ok",) if what == "references" else ("ok", "duplicate", "placeholder")
@@ -162,7 +164,7 @@ class _MatteMaker:
         self._model = model
         self._segmenter: Segmenter | None = None
 
-    def __call__(self, image: Path, path: Path) -> Path | None:
+    def __call__(self, image: str, path: Path) -> Path | None:
         self._segmenter = self._segmenter or Segmenter(self._model)
         matte = self._segmenter.matte(open_rgb(image))
         if matte.alpha is None:
@@ -173,29 +175,47 @@ class _MatteMaker:
 
 
 def _items(
-    folder: Path,
+    folder: Path | str,
     entries: tuple[ReferenceImage, ...],
     masks: Path | None,
     make: _MatteMaker,
     scratch: Path,
     report: Callable[[str, int, int], None],
-) -> list[tuple[str, Path, Path | None]]:
-    items: list[tuple[str, Path, Path | None]] = []
+) -> list[tuple[str, Path | str, Path | None]]:
+    items: list[tuple[str, Path | str, Path | None]] = []
+    masks_of = {} if masks is None else _masks_of(entries, masks)
     for number, entry in enumerate(entries, start=1):
-        path = folder / entry.path
+        path = entry.address
         if masks is not None:
-            items.append((entry.reference_id, path, _mask_of(entry, masks)))
+            items.append((entry.reference_id, path, masks_of[entry.reference_id]))
             continue
         items.append((entry.reference_id, path, make(path, scratch / f"{number}.png")))
-        report(f"segmenting {folder.name}", number, len(entries))
+        report(f"segmenting {Path(folder).name}", number, len(entries))
     return items
 
 
+def _masks_of(entries: tuple[ReferenceImage, ...], masks: Path) -> dict[str, Path]:
+    """The mask of each image, by its id; no two images share one."""
+    images_of: dict[Path, ReferenceImage] = {}
+    paths = {}
+    for entry in entries:
+        path = _mask_of(entry, masks)
+        other = images_of.setdefault(path, entry)
+        if other is not entry:
+            cure = f"Name them {Path(other.path).name}.png and {Path(entry.path).name}.png."
+            got = f"{path.name} for both {other.path} and {entry.path}"
+            raise InputError("a mask for each image", got, where=masks, cure=cure)
+        paths[entry.reference_id] = path
+    return paths
+
+
 def _mask_of(entry: ReferenceImage, masks: Path) -> Path:
-    path = masks / Path(entry.path).with_suffix(".png")
-    if not path.is_file():
+    """The name of the image and `.png`, else its stem; of a picture in a tar or a table, its id."""
+    names = (f"{entry.path}.png", Path(entry.path).with_suffix(".png"), f"{entry.reference_id}.png")
+    path = next((masks / name for name in names if (masks / name).is_file()), None)
+    if path is None:
         cure = "Add it, or leave the masks to the segmenter."
-        raise InputError(f"a mask for {entry.path}", f"no file {path.name}", where=masks, cure=cure)
+        raise InputError(f"a mask for {entry.path}", f"no file {Path(names[1]).name}", where=masks, cure=cure)
     return path
 
 

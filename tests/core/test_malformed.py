@@ -17,7 +17,7 @@ from fbmem_core.errors import FbmemError
 from fbmem_core.inputs.prompts import read_prompts
 from fbmem_core.inputs.references import MANIFEST_NAME, read_references
 
-STATUSES = {"ok", "missing", "unreadable", "placeholder", "duplicate"}
+STATUSES = {"ok", "missing", "unreadable", "placeholder", "duplicate", "unlisted"}
 ODD = [
     b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\r", b"\n\n", b'"', b"'", b"{", b"]", b":", b"\t", b",",
     b"../" * 40, b"/etc/passwd", b"x" * 5000, b"1e999", b"-1", b"nan", b"null", b"!!python/object/apply:os.system [id]",
@@ -212,7 +212,7 @@ def test_no_row_of_a_manifest_is_lost(seed, tmp_path):
         if reference.status in ("ok", "duplicate")
     )
     if not seed % 3:
-        assert len(found) == len(paths)
+        assert len([r for r in found if r.status != "unlisted"]) == len(paths)
 
 
 @pytest.mark.parametrize("seed", range(54))

@@ -14,7 +14,7 @@ from fbmem_core.store.schemas.columns import (
     SHA256,
     WIDTH,
 )
-from fbmem_core.store.schemas.table import REAL, TEXT, TIME, Column, Table
+from fbmem_core.store.schemas.table import REAL, TEXT, TEXTS, TIME, Column, Table
 
 CHECKPOINTS = Table(
     "checkpoints",
@@ -42,6 +42,9 @@ PROMPTS = Table(
         Column("kind", TEXT, "group that the prompt file names"),
         Column("reference_id", TEXT, "reference that the prompt file names"),
         Column("source", TEXT, "where the prompt file says that it comes from: a url or an origin"),
+        Column("reference_ids", TEXTS, "all references that the prompt file names"),
+        Column("urls", TEXTS, "where the prompt file says that pictures of it can be had"),
+        Column("source_index", TEXT, "its number where it comes from, say in LAION"),
     ),
 )
 REFERENCE_IMAGES = Table(
@@ -52,13 +55,17 @@ REFERENCE_IMAGES = Table(
         CHECKPOINT,
         AUDIT,
         REFERENCE_ID,
-        Column("path", TEXT, "file"),
+        Column("path", TEXT, "file; of a picture in a tar or a table, the file and its place there"),
         SHA256,
         WIDTH,
         HEIGHT,
         Column("caption", TEXT, "text that the manifest names"),
         Column("url", TEXT, "where the manifest says it comes from"),
-        Column("status", TEXT, "ok, or why it cannot be used"),
+        Column(
+            "status",
+            TEXT,
+            "ok, missing, unreadable, placeholder, duplicate or unlisted (not in the manifest)",
+        ),
     ),
 )
 GENERATIONS = Table(
