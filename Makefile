@@ -1,6 +1,6 @@
 # make: list the commands
 .DEFAULT_GOAL := help
-.PHONY: help audit test dev check bench canary docs install clean
+.PHONY: help audit test test-all dev check bench canary docs install clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,12 +12,15 @@ export DAGSTER_HOME := $(CURDIR)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
 
 audit: $(BIN)/.installed ## audit the shipped canary and print its label table (AUDIT=FILE for another audit file)
 	$(BIN)/fbmem audit $(AUDIT)
 
 test: $(BIN)/.installed-dev ## run the tests
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+test-all: $(BIN)/.installed-dev ## run the tests that take long, too
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 dev: $(BIN)/.installed ## open the Dagster UI on http://localhost:3000
@@ -36,7 +39,7 @@ bench: $(BIN)/.installed-dev ## measure speed, as ratios within one run
 	$(BIN)/python -m tests.benchmarks
 
 canary: $(BIN)/.installed-dev ## draw and train the canary anew (hours on a CPU; goes on where it was stopped)
-	$(BIN)/fbmem canary
+	$(BIN)/fbmem canary routed
 
 docs: $(BIN)/.installed-dev ## write docs/tables.md anew from the definitions of the tables
 	$(BIN)/python docs/write_tables.py

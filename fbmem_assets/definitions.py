@@ -9,6 +9,7 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 from fbmem_assets.orchestration.executors import choose_executor  # noqa: E402
+from fbmem_assets.orchestration.progress import announce_stages  # noqa: E402
 from fbmem_assets.orchestration.resources import AuditStore, store_root  # noqa: E402
 from fbmem_assets.orchestration.sensors import JOB, changed_checkpoints, reaudit  # noqa: E402
 from fbmem_assets.stages import (  # noqa: E402
@@ -17,7 +18,9 @@ from fbmem_assets.stages import (  # noqa: E402
     changes,
     cluster_neurons,
     clusters,
+    detectors,
     generations,
+    image_quality,
     labels,
     masks,
     mitigations,
@@ -28,20 +31,38 @@ from fbmem_assets.stages import (  # noqa: E402
     scores,
     sensitivity,
     similarities,
+    studies,
 )
 
 STAGES = (
-    prompts, generations, masks, neighbors, similarities, labels, agreement, clusters, neurons, cluster_neurons,
-    mitigations, attacks, scores, sensitivity, changes, report,
+    prompts, generations, masks, neighbors, similarities, labels, agreement, detectors, clusters, neurons,
+    cluster_neurons, mitigations, attacks, scores, image_quality, sensitivity, studies, changes, report,
 )  # fmt: skip
+
+
+def stage_names() -> list[str]:
+    """The stages in order, each once."""
+    return list(dict.fromkeys(module.STAGE for module in STAGES))
+
 
 assets = dg.load_assets_from_modules(STAGES)
 checks = dg.load_asset_checks_from_modules(STAGES)
+announce_stages(stage_names(), assets)
 audit_job = dg.define_asset_job(
     JOB,
     selection=dg.AssetSelection.all(),
     description="The whole audit of one checkpoint. In one process, which loads a model once, unless told otherwise.",
 )
+
+
+def audit_job_in_process(selection: dg.AssetSelection) -> dg.JobDefinition:
+    """The job `audit` of these assets and their checks, for the command line, which runs it in its own process."""
+    job = dg.define_asset_job(JOB, selection=selection, executor_def=dg.in_process_executor)
+    parts = dg.Definitions(
+        assets=assets, asset_checks=checks, jobs=[job], resources={"store": AuditStore(root=store_root())}
+    )
+    return parts.resolve_job_def(JOB)
+
 
 defs = dg.Definitions(
     assets=assets,

@@ -38,7 +38,7 @@ class Clusters:
 
 @dataclass(frozen=True)
 class ClusterQuality:
-    """How well a number of clusters fits.
+    """Fit of a number of clusters.
 
     Attributes:
         count: The number that was asked for.
@@ -55,11 +55,18 @@ class ClusterQuality:
 
 def pipeline_embeddings(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> Float[np.ndarray, "n d"]:
     """The last hidden states of the pipeline's own text encoder, flattened: what arXiv 2508.12148's code clusters."""
+    import torch
+
     from fbmem_core.diffusion.noise_difference import encode_prompts
 
     # the sizes matter to the conditions of XL alone, which are not used here
-    condition = encode_prompts(pipeline, prompts, height=512, width=512)
-    return condition.embeds.flatten(1).float().cpu().numpy()
+    parts = [
+        encode_prompts(pipeline, prompts[first : first + _BATCH], height=512, width=512).embeds.float().cpu()
+        for first in range(0, len(prompts), _BATCH)
+    ]
+    longest = max(part.shape[1] for part in parts)  # some encoders pad to the longest text of a batch alone
+    padded = [torch.nn.functional.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts]
+    return torch.cat(padded).flatten(1).numpy()
 
 
 def open_clip_embeddings(

@@ -23,6 +23,10 @@ class InputError(FbmemError):
         super().__init__(" ".join(text.split()))
 
 
+class NotApplicableError(InputError):
+    """What a model or an audit has not got: the stage that needs it is left out, and the run goes on without it."""
+
+
 class WeightsNotFoundError(FbmemError):
     """Model weights that could be had neither from a local path nor from the hub."""
 

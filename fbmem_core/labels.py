@@ -216,7 +216,7 @@ def label_generation(
 
 
 def matches(label: Label | None) -> bool:
-    """Whether a pair of this label shows a copied region."""
+    """True if a pair of this label shows a copied region."""
     return label is not None and label != "NM"
 
 

@@ -50,16 +50,16 @@ def deactivate(checkpoint: Path, file: Path, out: Path, names: tuple[str, ...], 
 
     Any diffusers user can load OUT. The neurons are off for every prompt, not for their own alone.
     """
-    from diffusers import UNet2DConditionModel
-
     from fbmem_core.diffusion.checkpoint import find_checkpoint
+    from fbmem_core.diffusion.loading import load_pipeline
     from fbmem_core.neurons.files import read_neuron_sets
     from fbmem_core.neurons.layers import union, value_layers
     from fbmem_core.neurons.weights import write_mitigated_checkpoint
 
     found = find_checkpoint(str(checkpoint))
-    unet = UNet2DConditionModel.from_pretrained(found.directory / "unet", local_files_only=True)
-    sets = read_neuron_sets(file, value_layers(unet, layers))  # type: ignore[arg-type]
+    # only a CSV's lists do not name their layers
+    listed = value_layers(load_pipeline(found, device="cpu"), layers) if file.suffix == ".csv" else ()  # type: ignore[arg-type]
+    sets = read_neuron_sets(file, listed)
     unknown = [name for name in names if name not in sets]
     if unknown:
         known = ", ".join(list(sets)[:5])
@@ -84,7 +84,7 @@ def one_partition(tables: Store, table: str, partition: str | None) -> str:
 
 
 def _sets(tables: Store, key: str, by: str, stage: str) -> tuple[dict[str, NeuronSet], list[str]]:
-    """The sets by name, and the layers that were searched, in the order of the U-Net."""
+    """The sets by name, and the layers that were searched, in the order of the network."""
     from fbmem_core.neurons.layers import block_order, named_sets
 
     layers = sorted(set(tables.read("activation_statistics", key)["layer"]), key=block_order)

@@ -120,9 +120,9 @@ def _encoded(table: pl.DataFrame, suffix: str) -> bytes:
 
 
 def _print(scores: Scores, out: Path) -> None:
-    from fbmem_assets.commands.main import _print_table
+    from fbmem_assets.commands.output import show
 
-    _print_table(scores.labels["label"].fill_null("undecided").value_counts(sort=True))
+    show(scores.labels["label"].fill_null("undecided").value_counts(sort=True))
     for _, item, reason in scores.rejected.head(_MAX_NAMED).iter_rows():
         click.echo(f"rejected: {item}: {reason}", err=True)
     more = len(scores.rejected) - _MAX_NAMED

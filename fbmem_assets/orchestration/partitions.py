@@ -14,6 +14,8 @@ import polars as pl
 from fbmem_core.audit.config import Audit
 from fbmem_core.audit.file import dump_audit, load_audit
 from fbmem_core.audit.results import record_path
+from fbmem_core.audit.settle import settled_audit
+from fbmem_core.diffusion.adapters import LoadedAdapter
 from fbmem_core.diffusion.checkpoint import Checkpoint, find_checkpoint
 from fbmem_core.store.tables import Store
 
@@ -28,10 +30,30 @@ def register_audit(file: Path, store: Store, instance: dg.DagsterInstance) -> st
         The partition key.
     """
     audit = load_audit(file)
-    checkpoint = find_checkpoint(audit.checkpoint, revision=audit.revision, allow_pickle=audit.allow_pickle)
+    checkpoint = checkpoint_of(audit)
     key = record_audit(audit, checkpoint, store)
     instance.add_dynamic_partitions("checkpoint", [key])
     return key
+
+
+def checkpoint_of(audit: Audit, *, revision: str | None = None) -> Checkpoint:
+    """The checkpoint that an audit names, with its adapters, fingerprinted.
+
+    Args:
+        audit: A validated audit.
+        revision: In the place of the audit's own.
+
+    Raises:
+        InputError: It cannot be audited.
+        WeightsNotFoundError: It is not to be had.
+    """
+    return find_checkpoint(
+        audit.checkpoint,
+        revision=revision or audit.revision,
+        allow_pickle=audit.allow_pickle,
+        config=audit.config,
+        adapters=[LoadedAdapter(**dict(adapter)) for adapter in audit.adapters],
+    )
 
 
 def record_audit(audit: Audit, checkpoint: Checkpoint, store: Store) -> str:
@@ -40,7 +62,7 @@ def record_audit(audit: Audit, checkpoint: Checkpoint, store: Store) -> str:
     Returns:
         The partition key.
     """
-    key = partition_key(audit, checkpoint)
+    audit, key = settled_audit(audit, checkpoint), partition_key(audit, checkpoint)
     kept = {"audit": json.loads(dump_audit(audit)), "checkpoint": asdict(checkpoint)}
     store.write_bytes(record_path(key), json.dumps(kept, indent=1, default=str).encode())
     known = store.read("checkpoints", key)

@@ -1,18 +1,16 @@
-"""What assets are given: the store and, through it, the audit of a partition."""
+"""Resources of the assets: the store and, through it, the audit of a partition."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 import dagster as dg
-from tqdm import tqdm
 
 from fbmem_assets.orchestration.runs import HOLDER_TAG, PARTITION_TAG
 from fbmem_core.audit.results import AuditedCheckpoint
@@ -32,8 +30,6 @@ store_option = click.option(
     show_default=True,
     help="Folder or URL (s3://bucket/path) of everything that is produced.",
 )
-_LOG_EVERY_SECONDS = 30.0
-T = TypeVar("T")
 
 
 class AuditStore(dg.ConfigurableResource):
@@ -54,7 +50,7 @@ class AuditStore(dg.ConfigurableResource):
 
     @property
     def locks(self) -> Path:
-        """Where the locks of partitions lie."""
+        """Folder of the locks of partitions."""
         return self.tables.local / "locks"
 
     @property
@@ -78,25 +74,3 @@ def segmenter_of(model: str) -> Segmenter:
     from fbmem_core.inputs.segmentation import Segmenter
 
     return Segmenter(model)
-
-
-def track(
-    context: dg.AssetExecutionContext | dg.OpExecutionContext,
-    items: Iterable[T],
-    *,
-    what: str,
-    total: int | None = None,
-) -> Iterator[T]:
-    """Pass `items` on, with a bar on the terminal and a line with the time left in Dagster's log every 30 seconds.
-
-    `total` is needed where `items` has no length.
-    """
-    total = total or (len(items) if isinstance(items, Sized) else None)
-    started = logged = time.monotonic()
-    for done, item in enumerate(tqdm(items, total=total, desc=what, unit="", mininterval=1.0), start=1):
-        yield item
-        now = time.monotonic()
-        if now - logged >= _LOG_EVERY_SECONDS:
-            logged = now
-            left = f", about {(now - started) / done * (total - done):.0f} s left" if total else ""
-            context.log.info(f"{what}: {done} of {total or '?'}{left}")

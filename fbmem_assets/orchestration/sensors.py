@@ -19,12 +19,20 @@ from typing import NamedTuple
 import dagster as dg
 from dagster import DefaultScheduleStatus, DefaultSensorStatus
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions, partition_key, partitions_of, record_audit
+from fbmem_assets.orchestration.partitions import (
+    checkpoint_of,
+    checkpoint_partitions,
+    partition_key,
+    partitions_of,
+    record_audit,
+)
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.runs import PARTITION_TAG, end_dead_runs, is_running
 from fbmem_core.audit.config import Audit
 from fbmem_core.audit.file import dump_audit, load_audit
-from fbmem_core.diffusion.checkpoint import Checkpoint, find_checkpoint, hub_revision, pipeline_files, stamp
+from fbmem_core.diffusion.checkpoint import Checkpoint, stamp
+from fbmem_core.diffusion.hub import hub_revision
+from fbmem_core.diffusion.pipeline_files import pipeline_files
 from fbmem_core.errors import FbmemError
 from fbmem_core.store.tables import digest
 
@@ -37,7 +45,7 @@ _HUB_EVERY_SECONDS = 300.0
 
 
 class Seen(NamedTuple):
-    """What one tick remembers of an audit file for the next.
+    """Memory of one tick about an audit file, for the next.
 
     `state` changes with the file's settings, the checkpoint and the version of fbmem; `request` is the run_key of the
     run that was requested for it; `hub` is the commit of a hub id and when it was asked for.
@@ -128,7 +136,7 @@ def audit_files() -> list[Path]:
 
 
 def _mark(audit: Audit, seen: Seen) -> tuple[Seen, str]:
-    """What tells cheaply that the checkpoint moved; of a hub id its commit, asked for every five minutes."""
+    """Cheap mark that changes when the checkpoint does; of a hub id its commit, asked for every five minutes."""
     directory = Path(audit.checkpoint)
     if directory.is_dir():
         return seen, stamp(directory, pipeline_files(directory, allow_pickle=audit.allow_pickle))
@@ -163,7 +171,7 @@ def _start(audit: Audit, revision: str | None) -> Future[Checkpoint]:
 
     def work() -> None:
         try:
-            found.set_result(find_checkpoint(audit.checkpoint, revision=revision, allow_pickle=audit.allow_pickle))
+            found.set_result(checkpoint_of(audit, revision=revision))
         except (FbmemError, OSError) as error:
             found.set_exception(error)
         finally:

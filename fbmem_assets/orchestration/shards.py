@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import dagster as dg
 
 from fbmem_assets.orchestration.executors import EXECUTOR_VARIABLE, pool_of, retry_policy, step_tags
+from fbmem_assets.orchestration.guard import Guard
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_core.errors import InputError
 
@@ -33,7 +34,7 @@ class Part:
 
     @property
     def key(self) -> str:
-        """How Dagster names the step."""
+        """Name of the step in Dagster."""
         return f"{self.number}{_OF}{self.count}"
 
     @classmethod
@@ -62,17 +63,18 @@ def num_shards() -> int:
 def sharded_asset(
     summary: Callable[..., dg.MaterializeResult],
     *,
-    name: str,
+    guard: Guard,
     work: Work,
-    deps: Sequence[str],
-    table: str,
+    description: str,
     **of_asset: Any,
 ) -> dg.AssetsDefinition:
     """The asset that does `work` in parts and then returns what `summary` says of the whole."""
-    pool, tags = pool_of(table), step_tags(table)
+    name, deps = guard.asset, guard.parents
+    pool, tags = pool_of(guard.table), step_tags(guard.table)
 
     @dg.op(name=f"{name}_shards", ins={dep: dg.In(dg.Nothing) for dep in deps}, out=dg.DynamicOut(dg.Nothing))
-    def shards() -> Iterator[dg.DynamicOutput[None]]:
+    def shards(context, store: AuditStore) -> Iterator[dg.DynamicOutput[None]]:  # type: ignore[no-untyped-def]
+        guard.begin(store, context.partition_key)
         count = num_shards()
         for number in range(1, count + 1):
             yield dg.DynamicOutput(None, mapping_key=Part(number, count).key)
@@ -86,6 +88,8 @@ def sharded_asset(
         retry_policy=retry_policy(),
     )
     def one_part(context: dg.OpExecutionContext, store: AuditStore) -> None:
+        if guard.reason(store, context.partition_key) is not None:
+            return
         part = Part.from_key(context.get_mapping_key())  # type: ignore[arg-type]
         _take_gpu(part)
         try:
@@ -97,7 +101,7 @@ def sharded_asset(
     # in the same pool: what a mitigation changes must come from the device that it was sampled on
     @dg.op(name=f"{name}_table", ins={"start": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), pool=pool, tags=tags)
     def whole(context: dg.OpExecutionContext, store: AuditStore) -> None:
-        result = summary(context, store)
+        result = guard.finish(context, store, lambda: summary(context, store))
         context.add_output_metadata(result.metadata or {})
         if result.data_version is not None:
             context.set_data_version(dg.AssetKey(name), result.data_version)
@@ -106,11 +110,11 @@ def sharded_asset(
         return whole(start=shards(**upstream).map(one_part).collect())
 
     ins: Mapping[str, dg.AssetIn] = {dep: dg.AssetIn(dagster_type=dg.Nothing) for dep in deps}
-    return dg.graph_asset(graph, name=name, description=summary.__doc__, ins=ins, **of_asset)  # type: ignore[no-any-return,call-overload]
+    return dg.graph_asset(graph, name=name, description=description, ins=ins, **of_asset)  # type: ignore[no-any-return,call-overload]
 
 
 def _take_gpu(part: Part) -> None:
-    """Where each step is a process of one machine, its shard says which of several GPUs it works on."""
+    """Choose one of several GPUs by the shard, where each step is a process of one machine."""
     if part.count == 1 or os.environ.get(EXECUTOR_VARIABLE) != "multiprocess":
         return
     import torch

@@ -1,7 +1,6 @@
-"""How an asset that is a table is declared and how it reports."""
+"""Declaration and report of an asset that is a table."""
 
-from __future__ import annotations
-
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,11 +8,15 @@ import dagster as dg
 import polars as pl
 
 from fbmem_assets.orchestration.executors import pool_of, step_tags
+from fbmem_assets.orchestration.guard import Guard, Need
 from fbmem_assets.orchestration.partitions import checkpoint_partitions
+from fbmem_assets.orchestration.provenance import CODE_VERSION
+from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import Work, sharded_asset
 from fbmem_core.audit.results import AuditedCheckpoint
 from fbmem_core.store.schemas import TABLES
 
+OWNER = "team:fbmem"
 _PREVIEW_ROWS = 10
 
 
@@ -25,10 +28,14 @@ def table_asset(
     kinds: set[str] | None = None,
     name: str | None = None,
     work: Work | None = None,
+    shards: str = "*",
+    needs: Need | None = None,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """An asset of one stage that writes (a part of) one table, named as its function unless a name is given.
 
-    `work` is what may be divided among steps; the function then sums up what they did.
+    `work` is what may be divided among steps; the function then sums up what they did. Nothing is made before the
+    parents have finished. Where `needs` gives a reason, or a parent was left out, the asset is left out: its files
+    (those whose names fit `shards`) are removed, the reason is kept, and the run goes on.
     """
     columns = [
         dg.TableColumn(column, str(kind), description=TABLES[table].descriptions[column])
@@ -38,17 +45,37 @@ def table_asset(
         "partitions_def": checkpoint_partitions,
         "group_name": stage,
         "kinds": {"parquet", *(kinds or set())},
+        "owners": [OWNER],
+        "tags": {"fbmem/stage": stage, "fbmem/table": table},
         "metadata": {
             "table": table,
             "grain": TABLES[table].grain,
             "dagster/column_schema": dg.TableSchema(columns=columns),
         },
     }
-    if work is None:
-        return dg.asset(name=name, deps=list(deps), pool=pool_of(table), op_tags=step_tags(table), **of_asset)
-    return lambda function: sharded_asset(
-        function, name=name or function.__name__, work=work, deps=deps, table=table, **of_asset
-    )
+
+    def declare(function: Callable[..., Any]) -> dg.AssetsDefinition:
+        guard = Guard(name or function.__name__, table, stage, tuple(deps), shards=shards, needs=needs)
+        description = inspect.cleandoc(function.__doc__ or "")
+        if work is not None:
+            return sharded_asset(function, guard=guard, work=work, description=description, **of_asset)
+
+        @dg.asset(
+            name=guard.asset,
+            description=description,
+            deps=list(deps),
+            pool=pool_of(table),
+            op_tags=step_tags(table),
+            code_version=CODE_VERSION,
+            **of_asset,
+        )
+        def asset(context, store: AuditStore) -> dg.MaterializeResult:  # type: ignore[no-untyped-def,type-arg]
+            guard.begin(store, context.partition_key)
+            return guard.finish(context, store, lambda: function(context, store))
+
+        return asset
+
+    return declare
 
 
 def table_result(audit: AuditedCheckpoint, table: str, rows: pl.DataFrame, **metadata: Any) -> dg.MaterializeResult:

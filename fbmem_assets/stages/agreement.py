@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.checks import Verdict, table_check
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.audit.results import BASELINE, AuditedCheckpoint, ImageKey
 from fbmem_core.labels import SEVERITY
@@ -22,7 +23,12 @@ _SHEET_TILES = 48
 _MIN_AUC = 0.9
 
 
-@table_asset(table="seed_agreement", stage=STAGE, deps=["prompt_set", "generation_masks", "labels"], kinds={"torch"})
+@table_asset(
+    table="seed_agreement",
+    stage=STAGE,
+    deps=["prompt_set", "generation_masks", "labels"],
+    kinds={"torch"},
+)
 def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per prompt: how much its images agree at the first steps of sampling, inside and outside foregrounds.
 
@@ -62,19 +68,15 @@ def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.M
     )
 
 
-@dg.asset_check(asset=seed_agreement, partitions_def=checkpoint_partitions)
-def seed_agreement_tells_memorized_prompts(
-    context: dg.AssetCheckExecutionContext, store: AuditStore
-) -> dg.AssetCheckResult:
+@table_check(seed_agreement, severity=dg.AssetCheckSeverity.WARN)
+def seed_agreement_tells_memorized_prompts(audit: AuditedCheckpoint) -> Verdict:
     """Against the labels, the area under the ROC curve of `memorized or not` is at least 0.9."""
-    audit = store.open(context.partition_key)
     found = areas(_judged(audit))
     auc = found["memorized"]
-    return dg.AssetCheckResult(
-        passed=auc is None or auc >= _MIN_AUC,
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={name: "undefined" if value is None else value for name, value in found.items()},
-    )
+    if auc is None:
+        return Verdict(None, "all prompts are memorized, or none is")
+    facts = {name: "undefined" if value is None else value for name, value in found.items()}
+    return Verdict(auc >= _MIN_AUC, f"area under the ROC curve {auc:.3f}, at least {_MIN_AUC} wanted", facts)
 
 
 def areas(judged: pl.DataFrame) -> dict[str, float | None]:
@@ -92,7 +94,7 @@ def _shards(audit: AuditedCheckpoint) -> dict[str, pl.DataFrame]:
     masks = audit.read("masks", shard="generation*")
     usable = dict(masks.filter(pl.col("path").is_not_null()).select("image_id", "path").iter_rows())
     texts = dict(audit.read("prompts").select("prompt_id", "prompt").iter_rows())
-    sampling = audit.config.sampling.model_dump(include={"steps", "guidance_scale", "height", "width", "dtype"})
+    sampling = audit.config.sampling.of_images()
     shards = {}
     generations = audit.read("generations", BASELINE).with_columns(
         pl.struct("method", "prompt_id", "seed")
@@ -114,18 +116,21 @@ def _agreement(audit: AuditedCheckpoint, rows: pl.DataFrame) -> Any:
     import numpy as np
     import torch
 
-    from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
+    from fbmem_core.diffusion.guidance import guidance_of
+    from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts, encode_unconditional
     from fbmem_core.diffusion.seed_agreement import predict_clean_latents, seed_agreement
 
     sampling = audit.config.sampling
     size: dict[str, Any] = {"height": sampling.height, "width": sampling.width}
     pipeline = audit.pipeline
-    empty, prompt = (encode_prompts(pipeline, [text], **size) for text in ("", rows["prompt"][0]))
+    guidance = guidance_of(sampling)
+    empty = encode_unconditional(pipeline, guidance.negative_prompt, **size)
+    prompt = encode_prompts(pipeline, [rows["prompt"][0]], **size)
     latents = predict_clean_latents(
         pipeline,
         FirstStep(pipeline, rows["seed"].to_list(), **size).latents,
         (empty, prompt),
-        guidance_scale=sampling.guidance_scale,
+        guidance=guidance,
         num_inference_steps=sampling.steps,
         num_steps=min(audit.config.agreement.num_steps, sampling.steps),
     )[-1]

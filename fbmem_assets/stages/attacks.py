@@ -2,49 +2,57 @@
 
 from collections.abc import Sequence
 from itertools import chain, cycle, zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
 from PIL import Image
 
-from fbmem_assets.orchestration.resources import AuditStore, segmenter_of, track
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore, segmenter_of
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
-from fbmem_assets.stages.mitigations import Trial, trials_of
+from fbmem_assets.stages.clusters import embeddings
 from fbmem_assets.stages.neighbors import reference_planes
+from fbmem_assets.stages.trials import Trial, trials_of
 from fbmem_core.audit.results import BASELINE, MITIGATED, AuditedCheckpoint
+from fbmem_core.errors import InputError
 from fbmem_core.evaluation import Attack
+from fbmem_core.evaluation.intervals import REFERENCE_OF, label_units
+from fbmem_core.evaluation.shares import attack_shares
+from fbmem_core.inputs.sources import picture_suffixes
 from fbmem_core.labels import SEVERITY
-from fbmem_core.similarity import SIMILARITIES
-from fbmem_core.store.images import image_path, save_png
+from fbmem_core.store.images import UNUSABLE, image_path, save_png
 from fbmem_core.store.tables import digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fbmem_core.diffusion.sampling import Request
+    from fbmem_core.retrieval.planes import Planes
 
     Sampled = Iterator[tuple[Request, Image.Image]]
 
 STAGE = "attacks"
-_VERSION = 1  # raise it when the same settings begin to give other attacks
-_REFERENCE = {"VM": "full_reference_id", "FM": "foreground_reference_id", "BM": "background_reference_id"}
+_VERSION = 2  # raise it when the same settings begin to give other attacks
 
 
 @table_asset(table="attacks", stage=STAGE, deps=["labels", "mitigated_labels", "reference_masks"], kinds={"torch"})
 def attacks(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (method, attack, prompt_id): whether a memory that was switched off can be brought back.
 
-    `paraphrase`: the other prompts of the cluster, under what the method does for the attacked one. `adversarial`: a
-    prompt embedding optimised towards the copied reference. `control`: towards one that no image of the audit is like,
-    and only likeness to that counts: what the attack draws of it, it brings in itself. An attempt counts as returned
-    if its label is at least as severe as the prompt's before the mitigation. An attack that has been made is kept.
+    `paraphrase`: the nearest other prompts of the cluster, under what the method does for the attacked one.
+    `adversarial`: a prompt embedding optimised towards the copied reference. `control`: towards a held-out picture,
+    which the model never saw: what the attack draws of it, it brings in itself. Only likeness to the attacked prompt's
+    own references counts, or to that picture: an attempt is returned if its label against them is at least as severe
+    as the prompt's before the mitigation. An attack that has been made is kept. Writes `attack_shares` too.
     """
     audit = store.open(context.partition_key)
-    settings, rows_of = audit.config.mitigations.model_dump(exclude={"methods"}), _attacked(audit)
+    settings, rows_of = _settings(audit), _attacked(audit)
     jobs = {
         f"{trial.shard}-{attack}-{digest(_VERSION, row, settings)}": (trial, attack, row)
         for trial in trials_of(audit).values()
+        if trial.spec.strength is None and not trial.spec.draw
         for attack in audit.config.mitigations.attacks
         for row in rows_of[attack]
     }
@@ -55,59 +63,68 @@ def attacks(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Material
         audit.write("attacks", _attack(audit, trial, attack, row), shard=shard)
     audit.keep_shards("attacks", jobs)
     table = audit.read("attacks")
-    shares = table.group_by("method", "attack", "label_before").agg(
-        (pl.col("num_returned") > 0).mean().alias("prompts that return"),
-        (pl.col("num_returned").sum() / pl.col("num_attempts").sum()).alias("attempts that return"),
-        pl.len().alias("prompts"),
-    )
-    return table_result(
-        audit,
-        "attacks",
-        table,
-        shares=markdown_table(shares.sort("attack", "method", "label_before").to_dicts()),
-    )
+    shares = attack_shares(table.to_dicts(), label_units(audit.summary_labels()))
+    audit.write("attack_shares", shares)
+    return table_result(audit, "attacks", table, shares=markdown_table(shares))
+
+
+def _settings(audit: AuditedCheckpoint) -> dict[str, Any]:
+    """All settings on which an attack and its labels depend, besides the mitigation."""
+    config = audit.config
+    return {
+        "mitigations": config.mitigations.model_dump(mode="json", exclude={"methods"}),
+        "sampling": config.sampling.model_dump(mode="json", exclude={"batch_size", "device"}),
+        "similarity": config.similarity.model_dump(mode="json", exclude={"device"}),
+        "segmentation": config.segmentation.model_dump(mode="json"),
+    }
 
 
 def _attacked(audit: AuditedCheckpoint) -> dict[Attack, list[dict[str, Any]]]:
-    """By attack, memorized prompts with their most severe label and the reference that the attack aims at.
+    """By attack, memorized prompts with their most severe label, the picture that is aimed at, and what counts.
 
-    That which the label names; for the control a strange one. Labels in turn, as many as asked.
+    Aimed at is the reference that the label names, or a held-out picture; `own` are the ids of the pictures of which a
+    likeness counts. Labels in turn, as many as asked.
     """
     num = audit.config.mitigations.num_attacked
-    labels = audit.summary_labels(BASELINE).filter(pl.col("label").is_in(list(_REFERENCE)))
+    labels = audit.summary_labels(BASELINE).filter(pl.col("label").is_in(list(REFERENCE_OF)))
     worst: dict[str, dict[str, Any]] = {}
+    own: dict[str, set[str]] = {}
     for row in labels.sort("prompt_id", "seed").iter_rows(named=True):
-        known = worst.get(row["prompt_id"])
-        if known is None or SEVERITY[row["label"]] > SEVERITY[known["label"]]:
-            reference = row[_REFERENCE[row["label"]]]
-            worst[row["prompt_id"]] = {"prompt_id": row["prompt_id"], "label": row["label"], "reference": reference}
-    by_label = [[row for row in worst.values() if row["label"] == label] for label in _REFERENCE]
+        prompt_id, label, reference = row["prompt_id"], row["label"], row[REFERENCE_OF[row["label"]]]
+        own.setdefault(prompt_id, set()).add(reference)
+        if prompt_id not in worst or SEVERITY[label] > SEVERITY[worst[prompt_id]["label"]]:
+            worst[prompt_id] = {"prompt_id": prompt_id, "label": label, "reference": reference}
+    for prompt_id, target in worst.items():
+        target["own"] = sorted(own[prompt_id])
+    by_label = [[row for row in worst.values() if row["label"] == label] for label in REFERENCE_OF]
     in_turn = [row for row in chain.from_iterable(zip_longest(*by_label)) if row is not None][:num]
-    strange = [row | {"reference": name} for row, name in zip(in_turn, cycle(_strangers(audit)), strict=False)]
-    return {"paraphrase": in_turn, "adversarial": in_turn, "control": strange}
+    held_out = [
+        row | {"reference": path.name, "own": [path.name]}
+        for row, path in zip(in_turn, cycle(_held_out(audit)), strict=False)
+    ]
+    return {"paraphrase": in_turn, "adversarial": in_turn, "control": held_out}
 
 
-def _strangers(audit: AuditedCheckpoint) -> list[str]:
-    """The references that no image of the unmitigated model is like, the least like first."""
-    tau = audit.config.similarity.tau
-    likeness = (
-        audit.read("similarities", BASELINE)
-        .group_by("reference_id")
-        .agg(pl.max_horizontal(pl.col(SIMILARITIES).max()).alias("most"))
-    )
-    every = audit.references.join(likeness, on="reference_id", how="left")
-    strange = every.with_columns(pl.col("most").fill_null(0.0)).filter(pl.col("most") < tau)
-    return strange.sort("most", "reference_id")["reference_id"].to_list()
+def _held_out(audit: AuditedCheckpoint) -> list[Path]:
+    """The pictures that the model never saw, by name; none unless the control is asked for."""
+    folder = audit.config.mitigations.held_out
+    if folder is None or "control" not in audit.config.mitigations.attacks:
+        return []
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in picture_suffixes())
+    if not pictures:
+        raise InputError("pictures that the model never saw", "none", where=folder, cure="Put some there.")
+    return pictures
 
 
 def _attack(audit: AuditedCheckpoint, trial: Trial, attack: Attack, row: dict[str, Any]) -> list[dict[str, Any]]:
     """One row; none where the cluster has no other prompt."""
     sample = _paraphrased if attack == "paraphrase" else _adversarial
-    images = [image for _, image in sample(audit, trial, row)]
+    # what holds no picture shows nothing, neither a return nor its absence
+    images = [image for _, image in sample(audit, trial, row) if UNUSABLE not in image.info]
     if not images:
         return []
-    only = row["reference"] if attack == "control" else None
-    found = _label(audit, images, f"{trial.spec.title}-{attack}-{row['prompt_id']}", only)
+    planes = _held_out_planes(audit) if attack == "control" else reference_planes(audit, MITIGATED)
+    found = _label(audit, images, f"{trial.spec.title}-{attack}-{row['prompt_id']}", planes, row["own"])
     mitigated = audit.summary_labels(MITIGATED).filter(
         (pl.col("method") == trial.spec.title) & (pl.col("prompt_id") == row["prompt_id"])
     )
@@ -125,9 +142,16 @@ def _paraphrased(audit: AuditedCheckpoint, trial: Trial, row: dict[str, Any]) ->
 
     known, settings = trial.evidence, audit.config.mitigations
     seeds = range(audit.config.sampling.seed, audit.config.sampling.seed + settings.attempts)
-    some = neighbor_requests(known.prompts, known.clusters, row["prompt_id"], seeds)
+    requests = neighbor_requests(
+        known.prompts,
+        known.clusters,
+        row["prompt_id"],
+        seeds,
+        vectors=dict(zip(audit.prompts, embeddings(audit), strict=True)),
+        num_neighbors=settings.num_neighbors,
+    )
     intervention = trial.method.intervention(row["prompt_id"])
-    return sample_mitigated(known.pipeline, some, audit.config.sampling, {row["prompt_id"]: intervention})
+    return sample_mitigated(known.pipeline, requests, audit.config.sampling, {row["prompt_id"]: intervention})
 
 
 def _adversarial(audit: AuditedCheckpoint, trial: Trial, row: dict[str, Any]) -> "Sampled":
@@ -139,9 +163,9 @@ def _adversarial(audit: AuditedCheckpoint, trial: Trial, row: dict[str, Any]) ->
     from fbmem_core.mitigation.sampling import sample_mitigated
 
     known, sampling, prompt_id = trial.evidence, audit.config.sampling, row["prompt_id"]
-    references = audit.read("reference_images")
-    [path] = references.filter(pl.col("reference_id") == row["reference"])["path"]
-    picture = open_rgb(path).resize((sampling.width, sampling.height), Image.Resampling.LANCZOS)
+    paths: dict[str, str | Path] = {path.name: path for path in _held_out(audit)}
+    paths |= dict(audit.references.select("reference_id", "path").iter_rows())
+    picture = open_rgb(paths[row["reference"]]).resize((sampling.width, sampling.height), Image.Resampling.LANCZOS)
     intervention = trial.method.intervention(prompt_id)
     size = (sampling.height, sampling.width)
     some = [
@@ -149,41 +173,67 @@ def _adversarial(audit: AuditedCheckpoint, trial: Trial, row: dict[str, Any]) ->
         for n in range(audit.config.mitigations.attempts)
     ]
     for start in starting_embeddings(known.pipeline, known.prompts[prompt_id], size):
-        found = adversarial_embedding(known.pipeline, picture, intervention, start=start)
+        found = adversarial_embedding(
+            known.pipeline, picture, intervention, start=start, prompt=known.prompts[prompt_id]
+        )
         attacked = {prompt_id: replace(intervention, embeds=found)}
         yield from sample_mitigated(known.pipeline, some, sampling, attacked)
 
 
-def _label(audit: AuditedCheckpoint, images: Sequence[Image.Image], name: str, only: str | None) -> list[str | None]:
-    """The labels of these images against all references or a single one; the images are kept for people."""
+def _held_out_planes(audit: AuditedCheckpoint) -> "dict[str, Planes]":
+    """The held-out pictures as references are compared."""
+    from fbmem_core.retrieval.image_sets import load_image_set
+    from fbmem_core.retrieval.planes import Planes
+
+    settings = audit.config.similarity
+    items = [_with_matte(audit, path, f"held-out-{path.stem}") for path in _held_out(audit)]
+    images = load_image_set([(path.name, path, matte) for path, matte, _ in items], size=settings.size)
+    return {region: Planes(images, region) for region in MITIGATED.maskings(audit.config)}
+
+
+def _with_matte(audit: AuditedCheckpoint, path: Path, name: str) -> tuple[Path, Path | None, float | None]:
+    """An image, the file of its matte in the store and the share that is foreground; None where undecided."""
+    from fbmem_core.inputs.references import open_rgb
+
+    matte = segmenter_of(audit.config.segmentation.model).matte(open_rgb(path))
+    if matte.alpha is None:
+        return path, None, None
+    file = image_path("attacks/matte", audit.partition, name, digest(name))
+    save_png(audit.store, file, matte.to_image())
+    return path, audit.store.root / file, float((matte.alpha >= 0.5).mean())
+
+
+def _label(
+    audit: AuditedCheckpoint,
+    images: Sequence[Image.Image],
+    name: str,
+    planes: "dict[str, Planes]",
+    own: Sequence[str],
+) -> list[str | None]:
+    """The labels of these images against the references that count; the images are kept for people."""
     from fbmem_core.labels import label_generation
     from fbmem_core.retrieval.image_sets import load_image_set
-    from fbmem_core.retrieval.neighbors import nearest_references, pair_similarities
+    from fbmem_core.retrieval.neighbors import pair_similarities
 
-    settings, items, fractions = audit.config.similarity, [], {}
+    settings, items = audit.config.similarity, []
     for number, image in enumerate(images):
-        matte = segmenter_of(audit.config.segmentation.model).matte(image)
-        path, matte_path = (
-            image_path(f"attacks/{what}", audit.partition, f"{name}-{number}", digest(name, number))
-            for what in ("image", "matte")
-        )
+        path = image_path("attacks/image", audit.partition, f"{name}-{number}", digest(name, number))
         save_png(audit.store, path, image)
-        if matte.alpha is not None:
-            save_png(audit.store, matte_path, matte.to_image())
-        fractions[str(number)] = None if matte.alpha is None else float((matte.alpha >= 0.5).mean())
-        items.append(
-            (str(number), audit.store.root / path, None if matte.alpha is None else audit.store.root / matte_path)
-        )
-    shown = load_image_set(items, size=settings.size)
-    [planes] = reference_planes(audit, MITIGATED).values()
-    nearest = nearest_references(shown, planes, masking=planes.masking, top_k=0, floor=settings.tau, tau=settings.tau)
-    pairs = [(number, neighbor.reference_id) for number, some in nearest for neighbor in some]
-    pairs = [pair for pair in pairs if only in (None, pair[1])]
+        items.append(_with_matte(audit, audit.store.root / path, f"{name}-{number}"))
+    shown = load_image_set(
+        [(str(number), path, matte) for number, (path, matte, _) in enumerate(items)], size=settings.size
+    )
+    [compared] = planes.values()
+    pairs = [(str(number), reference_id) for number in range(len(items)) for reference_id in own]
     return [
         label_generation(
-            found, foreground_fraction=fractions[number], rule=settings.rule[0], tau=settings.tau, beta=settings.beta
+            similarities,
+            foreground_fraction=items[int(number)][2],
+            rule=settings.rule[0],
+            tau=settings.tau,
+            beta=settings.beta,
         ).label
-        for number, found in pair_similarities(shown, planes, pairs, masking=planes.masking)
+        for number, similarities in pair_similarities(shown, compared, pairs, masking=compared.masking)
     ]
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions, partitions_of
+from fbmem_assets.orchestration.checks import Verdict, table_check
+from fbmem_assets.orchestration.partitions import partitions_of
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
 from fbmem_core.audit.results import AuditedCheckpoint
@@ -77,34 +78,35 @@ def memorization_rates(context: dg.AssetExecutionContext, store: AuditStore) -> 
     del row["checkpoint"]
     row["share"] = (labels["label"] != "NM").mean()
     if before is not None:
-        rise = measure_rise(_images(store.open(before)), _images(audit))
-        row |= {"previous": before, **vars(rise), "differing_settings": _differing(store.open(before), audit)}
+        earlier = store.open(before)
+        rise = measure_rise(_images(earlier), _images(audit), units=_units(earlier, audit))
+        row |= {"previous": before, **vars(rise), "differing_settings": _differing(earlier, audit)}
     audit.write("memorization_rates", [row])
     table = audit.read("memorization_rates")
     shown = {name: value for name, value in row.items() if isinstance(value, float)}
     return table_result(audit, "memorization_rates", table, **shown)
 
 
-@dg.asset_check(asset=memorization_rates, partitions_def=checkpoint_partitions)
-def no_more_is_memorized(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+@table_check(memorization_rates)
+def no_more_is_memorized(audit: AuditedCheckpoint) -> Verdict:
     """The share of copies did not rise by more than `diff.max_rise` at a significance of `diff.significance`.
 
     Only a warning where the two audits differ in a setting that labels depend on: then a rise may be of its making.
     """
-    audit = store.open(context.partition_key)
     [row] = audit.read("memorization_rates").to_dicts()
     if not row["num_images"]:
         note = "this audit's first checkpoint" if row["previous"] is None else "no image in common"
-        return dg.AssetCheckResult(passed=True, metadata={"previous": row["previous"] or "none", "note": note})
+        return Verdict(None, note, {"previous": row["previous"] or "none"})
     rise = row["share_after"] - row["share_before"]
     differing = row["differing_settings"]
     new = audit.read("audit_diff").filter(pl.col("change") == "newly_memorized")
-    return dg.AssetCheckResult(
-        passed=not (rise > audit.config.diff.max_rise and row["p_value"] <= audit.config.diff.significance),
-        severity=dg.AssetCheckSeverity.WARN if differing else dg.AssetCheckSeverity.ERROR,
-        metadata={name: row[name] for name in ("previous", "share_before", "share_after", "p_value", "num_images")}
+    return Verdict(
+        not (rise > audit.config.diff.max_rise and row["p_value"] <= audit.config.diff.significance),
+        f"{rise:+.1%} of {row['num_images']} images since {row['previous']}, p = {row['p_value']:.3g}",
+        {name: row[name] for name in ("previous", "share_before", "share_after", "p_value", "num_images")}
         | {"rise": rise, "differing_settings": ", ".join(differing) or "none"}
         | {"newly_memorized": ", ".join(new["prompt_id"].head(20)) or "none"},
+        severity=dg.AssetCheckSeverity.WARN if differing else dg.AssetCheckSeverity.ERROR,
     )
 
 
@@ -133,6 +135,16 @@ def _images(audit: AuditedCheckpoint) -> pl.DataFrame:
     return audit.summary_labels().select("prompt_id", "seed", "label").join(prompts, on="prompt_id")
 
 
+def _units(before: AuditedCheckpoint, after: AuditedCheckpoint) -> dict[str, str]:
+    """By prompt_id of the checkpoint before: prompts that copy a common reference under either are one unit."""
+    from fbmem_core.evaluation.intervals import label_units
+
+    texts, names = (audit.read("prompts").select("prompt_id", "prompt") for audit in (after, before))
+    named = texts.join(names, on="prompt", suffix="_before").select("prompt_id", "prompt_id_before")
+    later = after.summary_labels().join(named, on="prompt_id").with_columns(prompt_id="prompt_id_before")
+    return label_units(before.summary_labels(), later)
+
+
 def _differing(*audits: AuditedCheckpoint) -> list[str]:
     """The settings that labels depend on and that are not the same in both audits."""
     one, other = (_settings(audit) for audit in audits)
@@ -141,7 +153,7 @@ def _differing(*audits: AuditedCheckpoint) -> list[str]:
 
 def _settings(audit: AuditedCheckpoint) -> dict[str, Any]:
     found = {"references": str(audit.config.references), "segmentation.model": audit.config.segmentation.model}
-    sampling = audit.config.sampling.model_dump(include={"steps", "guidance_scale", "height", "width", "dtype"})
+    sampling = audit.config.sampling.of_images()
     similarity = audit.config.similarity.model_dump(include={"size", "tau", "beta"})
     similarity |= {"masking": audit.config.similarity.masking[0], "rule": audit.config.similarity.rule[0]}
     found |= {f"sampling.{name}": value for name, value in sampling.items()}

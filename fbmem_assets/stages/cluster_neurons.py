@@ -3,7 +3,7 @@
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
+from fbmem_assets.orchestration.checks import Verdict, table_check
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_assets.stages.neurons import layer_name, read_statistics
@@ -36,17 +36,18 @@ def cluster_neuron_sets(context: dg.AssetExecutionContext, store: AuditStore) ->
     )
 
 
-@dg.asset_check(asset=cluster_neuron_sets, partitions_def=checkpoint_partitions)
-def unions_are_small(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+@table_check(cluster_neuron_sets, severity=dg.AssetCheckSeverity.WARN)
+def unions_are_small(audit: AuditedCheckpoint) -> Verdict:
     """No cluster switches off more than 13 % of all neurons: beyond that NeMo never measured the images' quality."""
-    audit = store.open(context.partition_key)
     total = max(1, len(audit.read("activation_statistics")))
     sizes = audit.read("cluster_neurons").group_by("cluster").len("neurons").sort("cluster")
     large = sizes.filter(pl.col("neurons") > _WARN_SHARE * total)
-    return dg.AssetCheckResult(
-        passed=large.is_empty(),
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={"neurons of all clusters": total, "too large": markdown_table(large.to_dicts())},
+    if sizes.is_empty():
+        return Verdict(None, "no cluster has neurons")
+    return Verdict(
+        large.is_empty(),
+        f"{len(large)} of {len(sizes)} clusters switch off more than {_WARN_SHARE:.0%} of {total} neurons",
+        {"neurons of all clusters": total, "too large": markdown_table(large.to_dicts())},
     )
 
 

@@ -16,7 +16,12 @@ STAGE = "clusters"
 _EXAMPLES = 3
 
 
-@table_asset(table="prompt_clusters", stage=STAGE, deps=["prompt_set"], kinds={"scikitlearn"})
+@table_asset(
+    table="prompt_clusters",
+    stage=STAGE,
+    deps=["prompt_set"],
+    kinds={"scikitlearn"},
+)
 def prompt_clusters(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per prompt: its k-means cluster by the meaning of its text, and the distance to the cluster's center."""
     from fbmem_core.clustering import cluster_prompts
@@ -45,7 +50,7 @@ def prompt_clusters(context: dg.AssetExecutionContext, store: AuditStore) -> dg.
 def embeddings(audit: AuditedCheckpoint) -> "np.ndarray":
     """The text embedding of every prompt of the partition, [n, d], in the order of the table."""
     from fbmem_core.clustering import open_clip_embeddings, pipeline_embeddings
-    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.diffusion.device import choose_device
 
     prompts = audit.read("prompts")["prompt"].to_list()
     settings = audit.config.clusters

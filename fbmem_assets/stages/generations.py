@@ -1,19 +1,21 @@
 """Stage generations: the audited model's images, one seed each."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
 from PIL import Image
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.checks import Verdict, all_there, table_check
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import WHOLE, Part
 from fbmem_assets.orchestration.tables import picture, table_asset, table_result
-from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint
+from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint, ImageKey
+from fbmem_core.errors import InputError
 from fbmem_core.mitigation import UNMITIGATED
-from fbmem_core.store.images import file_sha256, has_image, image_path, open_image, save_png
+from fbmem_core.store.images import UNUSABLE, ImageWriter, file_sha256, has_image, image_path, open_image
 
 if TYPE_CHECKING:
     from fbmem_core.diffusion.sampling import Request
@@ -34,23 +36,27 @@ def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) 
     sample_missing(context, store, _wanted(audit, part), lambda _, some: sample(audit.pipeline, some, settings))
 
 
-@table_asset(table="generations", stage=STAGE, deps=["prompt_set"], kinds={"torch"}, work=_sample_part)
+@table_asset(
+    table="generations",
+    stage=STAGE,
+    deps=["prompt_set", "reference_images"],  # an audit without a usable reference ends before it samples
+    kinds={"torch"},
+    shards=BASELINE.shard,
+    work=_sample_part,
+)
 def generations(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (prompt_id, seed). An image that is already there is kept; the rest is sampled, saved one by one."""
     audit = store.open(context.partition_key)
     return write_generations(audit, BASELINE, _wanted(audit, WHOLE))
 
 
-@dg.asset_check(asset=generations, partitions_def=checkpoint_partitions)
-def every_prompt_was_sampled(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+@table_check(generations)
+def every_prompt_was_sampled(audit: AuditedCheckpoint) -> Verdict:
     """Every prompt has an image for each of its seeds."""
-    audit = store.open(context.partition_key)
     expected = {(request.prompt_id, request.seed) for request in requests(audit, audit.read("prompts"))}
     found = set(audit.read("generations", BASELINE).select("prompt_id", "seed").iter_rows())
-    lost = sorted(expected ^ found)
-    return dg.AssetCheckResult(
-        passed=not lost, metadata={"expected": len(expected), "found": len(found), "differing": str(lost[:20])}
-    )
+    differing = str(sorted(expected ^ found)[:20])
+    return all_there("images", expected=len(expected), found=len(found), differing=differing)
 
 
 def requests(audit: AuditedCheckpoint, prompts: pl.DataFrame) -> "list[Request]":
@@ -74,21 +80,41 @@ def sample_missing(
     context.log.info(f"{len(wanted) - num_missing} of {len(wanted)} images are there")
     for method, path_of in missing.items():
         what = "sampling" if method == UNMITIGATED else f"sampling {method}"
-        for request, image in track(context, sampler(method, list(path_of)), total=len(path_of), what=what):
-            save_png(audit.store, path_of[request], image)
+        images, batch = sampler(method, list(path_of)), audit.config.sampling.batch_size
+        with ImageWriter(audit.store) as writer:
+            for request, image in track(context, images, total=len(path_of), what=what, batch=batch):
+                writer.save(path_of[request], image, notes=_notes(image))
 
 
 def write_generations(audit: AuditedCheckpoint, arm: Arm, wanted: "Sequence[Wanted]") -> dg.MaterializeResult:
-    """The rows of all that is asked for, once it is sampled."""
-    rows = []
+    """The rows of all that is asked for, once it is sampled; an image that holds no picture is one of `rejected`.
+
+    Raises:
+        InputError: The model as it is draws no picture at all.
+    """
+    rows, rejected = [], []
     for (method, request), path in _paths(audit.partition, wanted).items():
-        width, height = open_image(audit.store, path).size
-        row = {"method": method, "prompt_id": request.prompt_id, "seed": request.seed, "path": path}
-        rows.append({**row, "sha256": file_sha256(audit.store.root / path), "width": width, "height": height})
+        image = open_image(audit.store, path)
+        row: dict[str, Any] = {"method": method, "prompt_id": request.prompt_id, "seed": request.seed, "path": path}
+        if reason := image.info.get(UNUSABLE):
+            item = ImageKey(method, request.prompt_id, request.seed).image_id
+            rejected.append({"stage": arm.stage(STAGE), "item": item, "reason": reason})
+            continue
+        row |= {"sha256": file_sha256(audit.store.root / path), "width": image.width, "height": image.height}
+        rows.append(row)
     audit.write("generations", rows, shard=arm.shard)
+    audit.write("rejected", rejected, shard=f"generations-{arm.shard}")
+    if rejected and not rows and not arm.is_mitigated:
+        cure = "Set `sampling.dtype: float32` or `bfloat16`, or look at the checkpoint with diffusers itself."
+        raise InputError("images that hold a picture", f"none of {len(rejected)} ({rejected[0]['reason']})", cure=cure)
     table = audit.read("generations", shard=arm.shard)
     sheet = picture(_sheet(audit, table), "generations")
-    return table_result(audit, "generations", table, contact_sheet=sheet)
+    return table_result(audit, "generations", table, num_rejected=len(rejected), contact_sheet=sheet)
+
+
+def _notes(image: Image.Image) -> dict[str, str]:
+    """What is kept beside an image that holds no picture: why."""
+    return {UNUSABLE: image.info[UNUSABLE]} if UNUSABLE in image.info else {}
 
 
 def _wanted(audit: AuditedCheckpoint, part: Part) -> "list[Wanted]":

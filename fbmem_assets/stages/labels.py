@@ -7,19 +7,25 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
+from fbmem_assets.orchestration.checks import Verdict, all_there, table_check
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
+from fbmem_core.audit.file import dump_audit
 from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint
 from fbmem_core.inputs.pictures import open_rgb
+from fbmem_core.inputs.truth import read_truth
 from fbmem_core.labels import SEVERITY, label_generation, label_pair, matches
+from fbmem_core.mitigation import UNMITIGATED
 from fbmem_core.store.images import open_image
+from fbmem_core.store.tables import rows_sha256
 
 STAGE = "labels"
-_SHEET_TILES = 40
+_SHEET_PAIRS = 6
+_REGION = {"VM": "full", "FM": "foreground", "BM": "background"}
 _IMAGE = ["method", "prompt_id", "seed"]
 # what the shipped canary must show: the least share of generations of a kind that carry the true label
 _TRUE_SHARES = {"verbatim": 0.95, "foreground": 0.8, "background": 0.8, "public": 0.95}
+_TRUE_SHARE = 0.8  # of any other kind
 _TRUE_REFERENCE_SHARE = 0.75  # and of the pictures planted behind one one-to-many prompt, over 20 seeds or more
 _MANY_SEEDS = 20
 
@@ -27,31 +33,40 @@ _MANY_SEEDS = 20
 def labels_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
     """The asset of one pass, and its check."""
 
-    @table_asset(table="labels", stage=arm.stage(STAGE), deps=[arm.name("similarities")], name=arm.name("labels"))
+    @table_asset(
+        table="labels",
+        stage=arm.stage(STAGE),
+        deps=[arm.name("similarities")],
+        name=arm.name("labels"),
+        shards=arm.shard,
+    )
     def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
         """One row per (method, prompt_id, seed, region, rule): VM, FM, BM or NM, and where each region came from."""
         audit = store.open(context.partition_key)
         rows, undecided = _label(audit, arm)
         audit.write("labels", rows, shard=arm.shard)
         audit.write("rejected", undecided, shard=f"labels-{arm.shard}")
+        if not arm.is_mitigated:
+            audit.write("audit_settings", [frozen_settings(audit)])
         table = audit.read("labels", arm)
+        strongest = _strongest(audit, table)
         return table_result(
             audit,
             "labels",
             table,
-            num_undecided=len(undecided),
+            **label_shares(audit.summary_labels(arm)),
             label_table=markdown_table(label_table(audit, arm).to_dicts()),
-            matches=picture(_sheet(audit, table), "generations beside what they match"),
+            matches=picture(_sheet(audit, table), "generated beside what it copies"),
+            matches_shown=f"the strongest copy of {min(len(strongest), _SHEET_PAIRS)} of {len(strongest)} prompts",
         )
 
-    @dg.asset_check(asset=asset, partitions_def=checkpoint_partitions)
-    def every_generation_is_labelled(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
-        """Every generation has a row for every region definition and rule."""
-        audit = store.open(context.partition_key)
+    @table_check(asset, blocking=True)
+    def every_generation_is_labelled(audit: AuditedCheckpoint) -> Verdict:
+        """Every generation has a row for every masking and rule."""
         per_image = len(arm.maskings(audit.config)) * len(audit.config.similarity.rule)
         expected = len(audit.read("generations", arm)) * per_image
         found = len(audit.read("labels", arm))
-        return dg.AssetCheckResult(passed=found == expected, metadata={"expected": expected, "found": found})
+        return all_there("labels", expected=expected, found=found)
 
     return asset, every_generation_is_labelled
 
@@ -60,7 +75,11 @@ def one_to_many_of(arm: Arm) -> dg.AssetsDefinition:
     """The asset of one pass."""
 
     @table_asset(
-        table="one_to_many", stage=arm.stage(STAGE), deps=[arm.name("similarities")], name=arm.name("one_to_many")
+        table="one_to_many",
+        stage=arm.stage(STAGE),
+        deps=[arm.name("similarities")],
+        name=arm.name("one_to_many"),
+        shards=arm.shard,
     )
     def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
         """One row per (method, prompt_id): how many distinct references its generations match, whole or in a region."""
@@ -75,39 +94,43 @@ labels, every_generation_is_labelled = labels_of(BASELINE)
 one_to_many = one_to_many_of(BASELINE)
 
 
-@dg.asset_check(asset=labels, partitions_def=checkpoint_partitions)
-def labels_agree_with_truth(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
-    """Where the audit knows the truth: each kind of prompt has its true label often enough (`masked`, first rule)."""
-    audit = store.open(context.partition_key)
+@table_check(labels)
+def labels_agree_with_truth(audit: AuditedCheckpoint) -> Verdict:
+    """Where the audit knows the truth: each kind of prompt has its true label often enough (first masking and rule)."""
+    if audit.config.truth is None:
+        return Verdict(None, "the audit file names no table of true labels")
     shares = true_label_shares(audit)
-    if shares.is_empty():
-        return dg.AssetCheckResult(passed=True, metadata={"truth": "the audit file names no table of true labels"})
-    rule = audit.config.similarity.rule[0]
-    masked = shares.filter((pl.col("masking") == "masked") & (pl.col("rule") == rule))
-    short = [row for row in masked.to_dicts() if row["true_share"] < _TRUE_SHARES.get(row["kind"], 0)]
-    return dg.AssetCheckResult(
-        passed=not short and not masked.is_empty(), metadata={"shares": markdown_table(shares.to_dicts())}
-    )
+    judged = shares.filter(_first(audit)).to_dicts()
+    facts = {"shares": markdown_table(shares.to_dicts())}
+    if not judged:
+        return Verdict(False, "no image of a prompt of the truth file is labelled", facts)
+    short = [
+        f"{row['kind'] or 'all'}: {row['true_share']:.0%} are {row['true_label']}, {least:.0%} are wanted"
+        for row in judged
+        if row["true_share"] < (least := _TRUE_SHARES.get(row["kind"], _TRUE_SHARE))
+    ]
+    return Verdict(not short, "; ".join(short) or f"{len(judged)} kinds of prompts carry their true label", facts)
 
 
-@dg.asset_check(asset=one_to_many, partitions_def=checkpoint_partitions)
-def one_to_many_agrees_with_truth(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+@table_check(one_to_many)
+def one_to_many_agrees_with_truth(audit: AuditedCheckpoint) -> Verdict:
     """Where the audit knows the truth: a prompt behind which several pictures are planted brings most of them forth."""
-    audit = store.open(context.partition_key)
     truth = _truth(audit)
     if truth is None:
-        return dg.AssetCheckResult(passed=True, metadata={"truth": "the audit file names no table of true labels"})
-    planted = truth.with_columns(pl.col("reference_ids").str.split(";").alias("planted")).drop("reference_ids")
-    several = planted.filter(pl.col("planted").list.len() > 1)
-    found = audit.read("one_to_many").filter(pl.col("num_generations") >= _MANY_SEEDS)
-    rows = found.join(several, on="prompt_id").select(
+        return Verdict(None, "the audit file names no table of true labels")
+    several = truth.rename({"reference_ids": "planted"}).filter(pl.col("planted").list.len() > 1)
+    counted = audit.read("one_to_many").filter(pl.col("num_generations") >= _MANY_SEEDS)
+    rows = counted.join(several, on="prompt_id").select(
         "prompt_id",
         "num_generations",
         pl.col("planted").list.len().alias("planted"),
         pl.col("planted").list.set_intersection("reference_ids").list.len().alias("found"),
     )
+    if rows.is_empty():
+        return Verdict(None, f"no prompt has several true references and {_MANY_SEEDS} images")
     short = rows.filter(pl.col("found") < _TRUE_REFERENCE_SHARE * pl.col("planted"))
-    return dg.AssetCheckResult(passed=short.is_empty(), metadata={"prompts": markdown_table(rows.to_dicts())})
+    sentence = f"{len(rows) - len(short)} of {len(rows)} prompts bring {_TRUE_REFERENCE_SHARE:.0%} of their references"
+    return Verdict(short.is_empty(), sentence, {"prompts": markdown_table(rows.to_dicts())})
 
 
 def _label(audit: AuditedCheckpoint, arm: Arm) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -186,7 +209,62 @@ def true_label_shares(audit: AuditedCheckpoint) -> pl.DataFrame:
 
 
 def _truth(audit: AuditedCheckpoint) -> pl.DataFrame | None:
-    return None if audit.config.truth is None else pl.read_csv(audit.config.truth, infer_schema=False)
+    return None if audit.config.truth is None else read_truth(audit.config.truth)
+
+
+def label_shares(labels: pl.DataFrame) -> dict[str, float]:
+    """The share of each label among images, which Dagster plots over checkpoints."""
+    names = {"VM": "vm", "FM": "fm", "BM": "bm", "NM": "nm"}
+    total = max(len(labels), 1)
+    shares = {f"share_{name}": labels.filter(label=label).height / total for label, name in names.items()}
+    copied = shares["share_vm"] + shares["share_fm"] + shares["share_bm"]
+    return shares | {"share_copied": copied, "num_undecided": labels["label"].null_count(), "num_images": len(labels)}
+
+
+def frozen_settings(audit: AuditedCheckpoint) -> dict[str, Any]:
+    """The row of `audit_settings`: what the labels were made with, and hashes of what went in."""
+    similarity, sampling = audit.config.similarity, audit.config.sampling
+    inputs = {
+        "prompts": audit.read("prompts").select("prompt_id", "prompt"),
+        "references": audit.references.select("reference_id", "sha256"),
+        "generations": audit.read("generations", BASELINE).select("prompt_id", "seed", "sha256"),
+    }
+    return {
+        "masking": similarity.masking[0], "rule": similarity.rule[0], "tau": similarity.tau, "beta": similarity.beta,
+        "size": similarity.size, "floor": similarity.lowest, "top_k": similarity.top_k,
+        "segmenter": audit.config.segmentation.model, "steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale, "first_seed": sampling.seed,
+        "samples_per_prompt": audit.config.samples_per_prompt, "height": sampling.height, "width": sampling.width,
+        "dtype": sampling.dtype, "settings": dump_audit(audit.config),
+        **{f"num_{name}": len(rows) for name, rows in inputs.items()},
+        **{f"{name}_sha256": rows_sha256(rows.rows()) for name, rows in inputs.items()},
+    }  # fmt: skip
+
+
+def halves_and_families(audit: AuditedCheckpoint) -> pl.DataFrame:
+    """By prompt, its half (`development` or `test`) and the thing that it is one wording of.
+
+    Both are columns of the truth table, `half` and `family`. Without them every prompt belongs to the test half, and
+    prompts whose images match the same reference are of one family.
+    """
+    prompts = audit.read("prompts").select("prompt_id")
+    matched = (
+        audit.summary_labels()
+        .filter(pl.col("label") != "NM")
+        .select("prompt_id", pl.coalesce("full_reference_id", "foreground_reference_id", "background_reference_id"))
+        .group_by("prompt_id")
+        .agg(pl.col("full_reference_id").mode().sort().first().alias("matched"))
+    )
+    truth = _truth(audit)
+    known = prompts.select("prompt_id") if truth is None else truth
+    columns = [pl.lit(None, pl.String).alias(name) for name in ("half", "family") if name not in known.columns]
+    known = known.with_columns(columns).select("prompt_id", "half", "family")
+    joined = prompts.join(known, on="prompt_id", how="left").join(matched, on="prompt_id", how="left")
+    return joined.select(
+        "prompt_id",
+        pl.col("half").fill_null("test"),
+        pl.coalesce("family", "matched", "prompt_id").alias("family"),
+    )
 
 
 def _first(audit: AuditedCheckpoint) -> pl.Expr:
@@ -194,18 +272,26 @@ def _first(audit: AuditedCheckpoint) -> pl.Expr:
     return (pl.col("masking") == settings.masking[0]) & (pl.col("rule") == settings.rule[0])
 
 
+def _strongest(audit: AuditedCheckpoint, table: pl.DataFrame) -> pl.DataFrame:
+    """Of each prompt and method the copy that is most similar in the region that is copied, most similar first."""
+    similarity = pl.coalesce(
+        pl.when(pl.col("label") == label).then(pl.col(f"{region}_similarity")) for label, region in _REGION.items()
+    )
+    copies = table.filter(_first(audit) & pl.col("label").is_in(list(_REGION))).with_columns(similarity=similarity)
+    return copies.sort("similarity", descending=True).unique(["method", "prompt_id"], keep="first", maintain_order=True)
+
+
 def _sheet(audit: AuditedCheckpoint, table: pl.DataFrame) -> str:
-    """Generations of the first masking and rule that match something, each beside its most similar reference."""
-    from fbmem_core.report.pictures import contact_sheet, side_by_side
+    """The strongest copies, each beside its reference, with what it is and how similar."""
+    from fbmem_core.report.pictures import pair_sheet
 
     paths = dict(audit.references.select("reference_id", "path").iter_rows())
     images = audit.read("generations").select(*_IMAGE, "path")
-    found = table.filter(_first(audit) & pl.col("label").is_in(["VM", "FM", "BM"])).join(images, on=_IMAGE)
-    few = found.filter(pl.int_range(pl.len()).over("method", "prompt_id") < 1).head(_SHEET_TILES)
-    tiles = []
-    for row in few.iter_rows(named=True):
-        source = {"VM": "full", "FM": "foreground", "BM": "background"}[row["label"]]
-        reference = open_rgb(paths[row[f"{source}_reference_id"]])
-        pair = side_by_side(open_image(audit.store, row["path"]), reference)
-        tiles.append((f"{row['label']} {row['prompt_id']}", pair))
-    return contact_sheet(tiles, columns=8, tile=108)
+    rows = _strongest(audit, table).head(_SHEET_PAIRS).join(images, on=_IMAGE, maintain_order="left")
+    pairs = []
+    for row in rows.iter_rows(named=True):
+        reference = row[f"{_REGION[row['label']]}_reference_id"]
+        method = "" if row["method"] == UNMITIGATED else f"{row['method']} "
+        caption = f"{row['label']} {row['similarity']:.2f} {method}{row['prompt_id']} seed {row['seed']} | {reference}"
+        pairs.append((caption, open_image(audit.store, row["path"]), open_rgb(paths[reference])))
+    return pair_sheet(pairs)

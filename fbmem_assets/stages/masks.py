@@ -12,8 +12,9 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore, segmenter_of, track
+from fbmem_assets.orchestration.checks import Verdict, table_check
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore, segmenter_of
 from fbmem_assets.orchestration.shards import Part
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint, ImageKey
@@ -48,6 +49,7 @@ def generation_masks_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDe
         deps=[arm.name("generations")],
         kinds={"onnx"},
         name=arm.name("generation_masks"),
+        shards=f"generation-{arm.shard}",
         work=work,
     )
     def asset(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
@@ -56,10 +58,9 @@ def generation_masks_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDe
         images = _generations(audit, arm)
         return _write_masks(context, store, "generation", images, shard=f"generation-{arm.shard}")
 
-    @dg.asset_check(asset=asset, partitions_def=checkpoint_partitions)
-    def every_generation_has_a_mask(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+    @table_check(asset)
+    def every_generation_has_a_mask(audit: AuditedCheckpoint) -> Verdict:
         """No generation was lost, and at most one in twenty is undecided."""
-        audit = store.open(context.partition_key)
         expected = len(audit.read("generations", arm))
         return _check(audit, f"generation-{arm.shard}", expected)
 
@@ -95,7 +96,7 @@ def _references(audit: AuditedCheckpoint) -> list[_Image]:
 
 
 class _Mattes:
-    """Where the mattes of one kind of image lie. One that is not there is made when asked for."""
+    """Files of the mattes of one kind of image. One that is not there is made when asked for."""
 
     def __init__(self, context: dg.OpExecutionContext, store: AuditStore, kind: str) -> None:
         from fbmem_core.inputs.segmentation import segmenter_name
@@ -177,18 +178,20 @@ def _row(
     }
 
 
-@dg.asset_check(asset=reference_masks, partitions_def=checkpoint_partitions)
-def every_reference_has_a_mask(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+@table_check(reference_masks)
+def every_reference_has_a_mask(audit: AuditedCheckpoint) -> Verdict:
     """No usable reference was lost, and at most one in twenty is undecided."""
-    audit = store.open(context.partition_key)
     return _check(audit, "reference", len(audit.references))
 
 
-def _check(audit: AuditedCheckpoint, shard: str, expected: int) -> dg.AssetCheckResult:
+def _check(audit: AuditedCheckpoint, shard: str, expected: int) -> Verdict:
     masks = audit.read("masks", shard=shard)
     undecided = masks.filter(pl.col("status") == "undecided")["image_id"].to_list()
     few = len(undecided) <= _MAX_UNDECIDED_SHARE * max(len(masks), 1)
-    return dg.AssetCheckResult(
-        passed=len(masks) == expected and few,
-        metadata={"expected": expected, "found": len(masks), "undecided": str(undecided[:20])},
+    if not expected and masks.is_empty():
+        return Verdict(None, "there are no images")
+    return Verdict(
+        len(masks) == expected and few,
+        f"{len(masks)} of {expected} images have a mask, {len(undecided)} of them undecided",
+        {"expected": expected, "found": len(masks), "undecided": str(undecided[:20])},
     )

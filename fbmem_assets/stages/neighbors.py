@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.checks import Verdict, all_there, table_check
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import Part
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
 from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint, ImageKey
@@ -39,6 +40,7 @@ def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinitio
         deps=[arm.name("generation_masks"), "reference_masks"],
         kinds={"torch"},
         name=arm.name("neighbors"),
+        shards=f"{arm.shard}*",
         work=work,
     )
     def asset(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
@@ -57,18 +59,13 @@ def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinitio
             prefilter=markdown_table(audit.read("prefilter_recalls").drop("checkpoint").to_dicts()),
         )
 
-    @dg.asset_check(asset=asset, partitions_def=checkpoint_partitions)
-    def every_generation_has_neighbors(
-        context: dg.AssetCheckExecutionContext, store: AuditStore
-    ) -> dg.AssetCheckResult:
-        """Every generation has its nearest references by the whole image, for every region definition."""
-        audit = store.open(context.partition_key)
+    @table_check(asset)
+    def every_generation_has_neighbors(audit: AuditedCheckpoint) -> Verdict:
+        """Every generation has its nearest references by the whole image, for every masking."""
         nearest = audit.read("neighbors", arm).filter((pl.col("region") == "full") & (pl.col("rank") == 1))
         num_regions = len(arm.maskings(audit.config))
         expected = len(audit.read("generations", arm)) * num_regions
-        return dg.AssetCheckResult(
-            passed=len(nearest) == expected, metadata={"expected": expected, "found": len(nearest)}
-        )
+        return all_there("images and maskings with a nearest reference", expected=expected, found=len(nearest))
 
     return asset, every_generation_has_neighbors
 
@@ -117,7 +114,7 @@ def compare_missing(context: dg.OpExecutionContext, store: AuditStore, arm: Arm,
 
 
 def pair_rows(masking: str, pairs: "Sequence[PairSimilarity]") -> list[dict[str, Any]]:
-    """What `similarities` says of one image's pairs."""
+    """Rows of `similarities` of one image's pairs."""
     from fbmem_core.labels import OBJECT_COLUMNS
 
     return [
@@ -139,7 +136,7 @@ def generation_set(audit: AuditedCheckpoint, rows: pl.DataFrame) -> "ImageSet":
 
 def reference_planes(audit: AuditedCheckpoint, arm: Arm) -> "dict[str, Planes]":
     """The usable references as each region definition of the pass compares them, kept on disk beside the tables."""
-    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.diffusion.device import choose_device
     from fbmem_core.retrieval.image_sets import load_image_set
     from fbmem_core.retrieval.planes import Planes
 
@@ -155,11 +152,11 @@ def reference_planes(audit: AuditedCheckpoint, arm: Arm) -> "dict[str, Planes]":
 
 
 def _prefilter(audit: AuditedCheckpoint, references: "Mapping[str, Planes]") -> "Prefilter | None":
-    """What the audit file asks for; None: every reference is compared."""
+    """The prefilter that the audit file asks for; None: every reference is compared."""
     settings, sampling = audit.config.similarity, audit.config.sampling
     if settings.prefilter == "none":
         return None
-    from fbmem_core.diffusion.checkpoint import choose_device
+    from fbmem_core.diffusion.device import choose_device
     from fbmem_core.retrieval.descriptors import Descriptor, load_descriptor
     from fbmem_core.retrieval.descriptors.latents import Latents
     from fbmem_core.retrieval.descriptors.open_clip import OpenClip
@@ -183,7 +180,7 @@ def _prefilter(audit: AuditedCheckpoint, references: "Mapping[str, Planes]") -> 
 def _recalls(
     audit: AuditedCheckpoint, references: "Mapping[str, Planes]", prefilter: "Prefilter"
 ) -> Iterator[dict[str, Any]]:
-    """What the prefilter keeps, measured on generations spread over all prompts."""
+    """Recall of the prefilter, measured on generations spread over all prompts."""
     from fbmem_core.retrieval.neighbors import nearest_references
     from fbmem_core.retrieval.prefilter import measure_recall
 
@@ -226,7 +223,7 @@ def _blocks(shards: Mapping[str, pl.DataFrame]) -> Iterator[list[tuple[str, pl.D
 
 
 def _reference_facts(audit: AuditedCheckpoint) -> list[Any]:
-    """What the comparison depends on of the references and of every matte."""
+    """Facts of the references and mattes that the comparison depends on."""
     references = audit.references.select("reference_id", "path", "sha256").rows()
     return [references, sorted(set(audit.read("masks")["segmenter"]))]
 

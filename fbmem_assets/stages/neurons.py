@@ -1,12 +1,15 @@
 """Stage neurons: the value neurons behind each memorized prompt."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration import needs
+from fbmem_assets.orchestration.checks import Verdict, table_check
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import Part
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_core.audit.results import AuditedCheckpoint
@@ -14,16 +17,20 @@ from fbmem_core.errors import InputError
 from fbmem_core.store.tables import digest
 
 if TYPE_CHECKING:
-    from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep
+    from fbmem_core.diffusion.conditioning import Conditioning
+    from fbmem_core.diffusion.noise_difference import FirstStep
     from fbmem_core.neurons.localization import Localization
-    from fbmem_core.neurons.statistics import ActivationStatistics
+    from fbmem_core.neurons.statistics import ActivationStatistics, SimilarityThreshold
 
 STAGE = "neurons"
-_VERSION = 1  # raise it when the same settings begin to give other neurons
+_BATCH = 64  # prompts whose activations are held at once
+_VERSION = 2  # raise it when the same settings begin to give other neurons
 _MOST_PUBLIC = 0.05  # of the prompts that are known to be non-memorized, so many may get neurons
 
 
-@table_asset(table="activation_statistics", stage=STAGE, deps=["labels"], kinds={"torch"})
+@table_asset(
+    table="activation_statistics", stage=STAGE, deps=["labels"], kinds={"torch"}, needs=needs.calibration_prompts
+)
 def activation_statistics(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per value neuron: mean and standard deviation of its activation over non-memorized prompts."""
     from fbmem_core.neurons.layers import value_layers
@@ -33,7 +40,9 @@ def activation_statistics(context: dg.AssetExecutionContext, store: AuditStore) 
     pipeline = audit.pipeline
     prompts = audit.calibration_prompts()
     statistics = measure(
-        pipeline.unet, value_layers(pipeline.unet, audit.config.neurons.layers), [_encode(audit, pipeline, prompts)]
+        pipeline,
+        value_layers(pipeline, audit.config.neurons.layers),
+        (_encode(audit, pipeline, prompts[first : first + _BATCH]) for first in range(0, len(prompts), _BATCH)),
     )
     rows = [
         {"layer": layer, "neuron": neuron, "mean": mean, "stddev": stddev, "num_prompts": statistics.num_prompts}
@@ -52,18 +61,18 @@ def activation_statistics(context: dg.AssetExecutionContext, store: AuditStore) 
     )
 
 
-@table_asset(table="similarity_thresholds", stage=STAGE, deps=["labels"], kinds={"torch"})
+@table_asset(
+    table="similarity_thresholds", stage=STAGE, deps=["labels"], kinds={"torch"}, needs=needs.calibration_prompts
+)
 def similarity_threshold(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per checkpoint: calibrated on non-memorized prompts, or as the audit file says."""
-    from fbmem_core.neurons.statistics import calibrate_threshold
-
     audit = store.open(context.partition_key)
     settings = audit.config.neurons
     pipeline = audit.pipeline
     prompts = audit.calibration_prompts()[: settings.num_threshold_prompts]
     conditions = _encode(audit, pipeline, prompts)
     each = (conditions.rows(row) for row in track(context, range(len(prompts)), what="calibrating"))
-    found = calibrate_threshold(_first_step(audit, pipeline), each)
+    found = _calibrate(audit, pipeline, each)
     chosen = settings.threshold
     row = {
         "mode": settings.mode, "threshold": found.value if chosen is None else chosen,
@@ -76,8 +85,6 @@ def similarity_threshold(context: dg.AssetExecutionContext, store: AuditStore) -
 
 
 def _localize_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
-    from fbmem_core.neurons.localization import localize
-
     audit = store.open(context.partition_key)
     [threshold] = audit.read("similarity_thresholds")["threshold"]
     shards = part.of(_shards(audit))
@@ -92,14 +99,7 @@ def _localize_part(context: dg.OpExecutionContext, store: AuditStore, part: Part
     statistics, step = read_statistics(audit), _first_step(audit, pipeline)
     for shard, prompt_id, text in track(context, missing, what="localizing"):
         condition = _encode(audit, pipeline, [text])
-        found = localize(
-            step,
-            condition,
-            statistics,
-            threshold=threshold,
-            batch_size=audit.config.neurons.batch_size,
-            seed_margin=audit.config.neurons.seed_margin,
-        )
+        found = _localize(audit, step, condition, statistics, threshold)
         audit.write("neurons", _rows(prompt_id, found, condition, statistics, step), shard=shard)
         audit.write("localizations", [_summary(prompt_id, found)], shard=shard)
 
@@ -129,32 +129,29 @@ def neuron_sets(context: dg.OpExecutionContext, store: AuditStore) -> dg.Materia
     )
 
 
-@dg.asset_check(asset=neuron_sets, partitions_def=checkpoint_partitions)
-def non_memorized_prompts_have_no_neurons(
-    context: dg.AssetCheckExecutionContext, store: AuditStore
-) -> dg.AssetCheckResult:
+@table_check(neuron_sets, severity=dg.AssetCheckSeverity.WARN)
+def non_memorized_prompts_have_no_neurons(audit: AuditedCheckpoint) -> Verdict:
     """Of the prompts whose images are all labelled NM, at most one in twenty gets neurons."""
-    audit = store.open(context.partition_key)
     non_memorized = set(audit.non_memorized_prompts)
     summaries = audit.read("localizations")
     found = summaries.filter(pl.col("prompt_id").is_in(non_memorized) & (pl.col("num_seeds") > 0))[
         "prompt_id"
     ].to_list()
-    return dg.AssetCheckResult(
-        passed=len(found) <= _MOST_PUBLIC * len(non_memorized),
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={"prompts": len(non_memorized), "with neurons": str(found[:20])},
-    )
+    if not non_memorized:
+        return Verdict(None, "no prompt has all its images labelled NM")
+    sentence = f"{len(found)} of {len(non_memorized)} non-memorized prompts have neurons"
+    facts = {"prompts": len(non_memorized), "with neurons": str(found[:20])}
+    return Verdict(len(found) <= _MOST_PUBLIC * len(non_memorized), sentence, facts)
 
 
 def read_statistics(audit: AuditedCheckpoint) -> "ActivationStatistics":
-    """What `activation_statistics` wrote, layers in the order of the U-Net."""
+    """What `activation_statistics` wrote, layers in the order of the network."""
     import torch
 
     from fbmem_core.neurons.layers import value_layers
     from fbmem_core.neurons.statistics import ActivationStatistics
 
-    layers = value_layers(audit.pipeline.unet, audit.config.neurons.layers)
+    layers = value_layers(audit.pipeline, audit.config.neurons.layers)
     table = audit.read("activation_statistics")
     of = {layer: table.filter(pl.col("layer") == layer).sort("neuron") for layer in layers}
     columns = [{layer: torch.tensor(rows[name].to_list()) for layer, rows in of.items()} for name in ("mean", "stddev")]
@@ -181,23 +178,58 @@ def _encode(audit: AuditedCheckpoint, pipeline: Any, prompts: list[str]) -> "Con
 
 def _first_step(audit: AuditedCheckpoint, pipeline: Any) -> "FirstStep":
     from fbmem_core.diffusion.noise_difference import FirstStep
+    from fbmem_core.neurons.released import released_step
 
     settings, sampling = audit.config.neurons, audit.config.sampling
-    seeds = range(sampling.seed, sampling.seed + settings.num_seeds)
-    return FirstStep(
-        pipeline,
-        seeds,
-        height=sampling.height,
-        width=sampling.width,
-        mode=settings.mode,
-        num_steps=settings.num_steps,
+    size: dict[str, int] = {"height": sampling.height, "width": sampling.width, "num_steps": settings.num_steps}
+    if settings.mode == "released":
+        return released_step(pipeline, num_seeds=settings.num_seeds, **size)
+    return FirstStep(pipeline, range(sampling.seed, sampling.seed + settings.num_seeds), **size)
+
+
+def _calibrate(audit: AuditedCheckpoint, pipeline: Any, conditions: "Iterator[Conditioning]") -> "SimilarityThreshold":
+    """By the mode of the audit."""
+    from fbmem_core.neurons.released import calibrate_released_threshold
+    from fbmem_core.neurons.statistics import calibrate_threshold
+
+    step = _first_step(audit, pipeline)
+    if audit.config.neurons.mode == "released":
+        return calibrate_released_threshold(step, conditions, _encode(audit, pipeline, [""]))
+    return calibrate_threshold(step, conditions)
+
+
+def _localize(
+    audit: AuditedCheckpoint,
+    step: "FirstStep",
+    condition: "Conditioning",
+    statistics: "ActivationStatistics",
+    threshold: float,
+) -> "Localization":
+    """By the mode of the audit."""
+    from fbmem_core.neurons.localization import localize
+    from fbmem_core.neurons.released import localize_released
+
+    settings = audit.config.neurons
+    batch_size = settings.batch_size
+    if settings.mode == "released":
+        return localize_released(step, condition, statistics, threshold=threshold, batch_size=batch_size)
+    return localize(
+        step,
+        condition,
+        statistics,
+        threshold=threshold,
+        batch_size=batch_size,
+        seed_margin=settings.seed_margin,
+        search=settings.search,
     )
 
 
 def _shards(audit: AuditedCheckpoint) -> list[tuple[str, str, str]]:
     """(shard, prompt_id, prompt): the shard's name changes with everything that the neurons depend on."""
     sampling = audit.config.sampling.model_dump(include={"seed", "height", "width", "dtype"})
-    settings = audit.config.neurons.model_dump(include={"layers", "mode", "num_seeds", "num_steps", "seed_margin"})
+    settings = audit.config.neurons.model_dump(
+        include={"layers", "mode", "num_seeds", "num_steps", "seed_margin", "search"}
+    )
     facts = [audit.data_version(name) for name in ("activation_statistics", "similarity_thresholds")]
     found = []
     for prompt_id, text in audit.read("prompts").select("prompt_id", "prompt").iter_rows():
@@ -215,12 +247,14 @@ def _rows(
 ) -> list[dict[str, Any]]:
     from fbmem_core.neurons.statistics import activations
 
-    values = activations(step.unet, statistics.layers, condition)
+    values = activations(step.denoiser.pipeline, statistics.layers, condition)
     scores = statistics.z_scores(values)
+    # one copy from the device a layer, not one a neuron
+    numbers = {layer: (scores[layer][0].tolist(), values[layer][0].tolist()) for layer in statistics.layers}
     return [
         {
             "prompt_id": prompt_id, "stage": stage, "layer": layer, "neuron": neuron,
-            "z_score": scores[layer][0, neuron].item(), "activation": values[layer][0, neuron].item(),
+            "z_score": numbers[layer][0][neuron], "activation": numbers[layer][1][neuron],
         }
         for stage, neurons in (("initial", found.initial), ("refined", found.refined))
         for layer, neuron in neurons

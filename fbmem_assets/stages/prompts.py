@@ -1,18 +1,21 @@
 """Stage prompts: what the model is asked, and the training images that it may have memorized."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.checks import Verdict, table_check
+from fbmem_assets.orchestration.progress import track
+from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
+from fbmem_core.audit.config import Audit
+from fbmem_core.audit.results import AuditedCheckpoint
+from fbmem_core.errors import InputError
 
 if TYPE_CHECKING:
-    from fbmem_core.audit.results import AuditedCheckpoint
     from fbmem_core.inputs.references import ReferenceImage
 
 STAGE = "prompts"
@@ -26,6 +29,7 @@ def prompt_set(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
 
     audit = store.open(context.partition_key)
     prompts, rejected = read_prompts(audit.config.prompts)
+    _check_truth(audit.config, {prompt.prompt_id for prompt in prompts})
     audit.write("prompts", [{"audit": audit.config.name, **asdict(prompt)} for prompt in prompts])
     audit.write("rejected", [{"stage": STAGE, **asdict(item)} for item in rejected], shard="prompt_set")
     kinds = Counter(prompt.kind or "" for prompt in prompts)
@@ -38,6 +42,22 @@ def prompt_set(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
     )
 
 
+@table_check(prompt_set, severity=dg.AssetCheckSeverity.WARN)
+def every_prompt_is_read_to_its_end(audit: AuditedCheckpoint) -> Verdict:
+    """No prompt has more tokens than the model's text encoder reads: two that differ behind those give equal images."""
+    from fbmem_core.diffusion.tokens import count_tokens
+
+    prompts = audit.prompts
+    counts, limit = count_tokens(audit.checkpoint.directory, audit.checkpoint.architecture, list(prompts.values()))
+    cut = [prompt_id for prompt_id, count in zip(prompts, counts, strict=True) if count > limit]
+    if not prompts:
+        return Verdict(None, "there are no prompts")
+    longest, names = max(counts, default=0), ", ".join(cut[:20]) or "none"
+    sentence = f"{len(cut)} of {len(prompts)} prompts have more than the {limit} tokens that are read: {names}"
+    facts = {"prompts that are cut": len(cut), "tokens that are read": limit, "longest": longest, "prompt ids": names}
+    return Verdict(not cut, sentence, facts)
+
+
 @table_asset(table="reference_images", stage=STAGE)
 def reference_images(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per thing in the reference set: ok, missing, unreadable, placeholder, duplicate or unlisted."""
@@ -46,11 +66,13 @@ def reference_images(context: dg.AssetExecutionContext, store: AuditStore) -> dg
 
     audit = store.open(context.partition_key)
     found = list(track(context, _read(audit), what="reading references"))
+    _check_usable(audit.config, found)
     rows = []
     for reference in found:
         row = asdict(reference)
         del row["reason"]
-        rows.append({"audit": audit.config.name, **row, "path": row.pop("address") or reference.path})
+        address = row.pop("address")
+        rows.append({"audit": audit.config.name, **row, "path": address or reference.path})
     audit.write("reference_images", rows)
     left_out = [
         {"stage": STAGE, "item": r.reference_id, "reason": f"{r.status}: {r.reason}"} for r in found if r.status != "ok"
@@ -76,12 +98,34 @@ def _read(audit: "AuditedCheckpoint") -> "Iterator[ReferenceImage]":
     return read_references(audit.config.references, cache=kept)
 
 
-@dg.asset_check(asset=reference_images, partitions_def=checkpoint_partitions)
-def some_references_are_usable(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+@table_check(reference_images, severity=dg.AssetCheckSeverity.WARN)
+def some_references_are_usable(audit: AuditedCheckpoint) -> Verdict:
     """At least nine of ten references can be used; a smaller share means dead links or a wrong folder."""
-    references = store.tables.read("reference_images", context.partition_key)
+    references = audit.read("reference_images")
     usable = references.filter(references["status"] == "ok")
     share = len(usable) / max(len(references), 1)
-    return dg.AssetCheckResult(
-        passed=share >= 0.9, severity=dg.AssetCheckSeverity.WARN, metadata={"usable": len(usable), "share": share}
-    )
+    sentence = f"{len(usable)} of {len(references)} references can be used"
+    return Verdict(share >= 0.9, sentence, {"usable": len(usable), "share": share})
+
+
+def _check_truth(config: Audit, prompt_ids: set[str]) -> None:
+    """A truth file that cannot be used ends the audit before anything is sampled."""
+    from fbmem_core.inputs.truth import read_truth
+
+    if config.truth is None:
+        return
+    truth = read_truth(config.truth)
+    if prompt_ids.isdisjoint(truth["prompt_id"]):
+        got = f"{len(truth)} others, such as `{next(iter(truth['prompt_id']), '')}`"
+        cure = f"Use the ids of {config.prompts.name}, or remove `truth`."
+        raise InputError("true labels of prompts of this audit", got, where=config.truth, cure=cure)
+
+
+def _check_usable(config: Audit, references: "Sequence[ReferenceImage]") -> None:
+    """Without a reference every image would be NM: the audit ends before anything is sampled."""
+    if any(reference.status == "ok" for reference in references):
+        return
+    reasons = Counter(f"{reference.status}: {reference.reason}" for reference in references)
+    got = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3)) or "none"
+    cure = "Put images there, or name another folder in `references`."
+    raise InputError("at least one usable reference", got, where=config.references, cure=cure)

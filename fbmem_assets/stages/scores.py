@@ -5,24 +5,26 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
-from fbmem_assets.orchestration.resources import AuditStore, track
+from fbmem_assets.orchestration.checks import Verdict, table_check
+from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_assets.stages.labels import count_references
 from fbmem_core.audit.results import BASELINE, MITIGATED, AuditedCheckpoint
 from fbmem_core.mitigation import UNMITIGATED
-from fbmem_core.store.images import open_image
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from fbmem_core.evaluation.scores import Labels
 
 STAGE = "scores"
-MEMORIZED, INNOCENT = "memorized", "non-memorized"
+MEMORIZED, NON_MEMORIZED = "memorized", "non-memorized"
 _IMAGE = ["method", "prompt_id", "seed"]
 # what the method table shows of the price, and of which prompts
-_PRICES = {"brisque": MEMORIZED, "diversity": MEMORIZED, "side_effect": INNOCENT}
+_PRICES = {
+    "twin_similarity": MEMORIZED,
+    "diversity": MEMORIZED,
+    "side_effect": NON_MEMORIZED,
+    "alignment": NON_MEMORIZED,
+}
 
 
 @table_asset(table="mitigation_scores", stage=STAGE, deps=["labels", "mitigated_labels"])
@@ -30,25 +32,28 @@ def mitigation_scores(context: dg.AssetExecutionContext, store: AuditStore) -> d
     """One row per (method, weights): mean fall of severity over memorized prompts' images, matched by prompt and seed.
 
     Memorized prompts are those with an image that is labelled VM, FM or BM. `achievable` is the severity before: the
-    score if nothing were left. The interval is a bootstrap over prompts. Writes `label_transitions` and
+    score if nothing were left. The interval is a bootstrap over what is independent: prompts that copy a common
+    reference are one unit. Writes `label_transitions` and
     `mitigation_differences` too.
     """
+    from fbmem_core.evaluation.intervals import label_units
     from fbmem_core.evaluation.scores import label_transitions, mitigation_score, score_difference
 
     audit = store.open(context.partition_key)
+    units = label_units(audit.summary_labels())
     scores: list[dict[str, Any]] = []
     transitions: list[dict[str, Any]] = []
-    methods = _before_and_after(audit)
+    methods = before_and_after(audit)
     for method, before, after in methods:
         for weights in ("severity", "released") if before else ():
-            found = mitigation_score(before, after, weights=weights)  # type: ignore[arg-type]
+            found = mitigation_score(before, after, weights=weights, units=units)  # type: ignore[arg-type]
             scores.append({"method": method, "weights": weights, **vars(found)})
         transitions += [
             {"method": method, "before": first, "after": second, "num_generations": count}
             for (first, second), count in label_transitions(before, after).items()
         ]
     differences = [
-        {"method": method, "other": other, **vars(score_difference(before, after, labels))}
+        {"method": method, "other": other, **vars(score_difference(before, after, labels, units=units))}
         for method, before, after in methods
         for other, _, labels in methods
         if before and other != method
@@ -69,37 +74,15 @@ def mitigation_scores(context: dg.AssetExecutionContext, store: AuditStore) -> d
     )
 
 
-@table_asset(table="image_quality", stage=STAGE, deps=["labels", "mitigated_labels"])
-def image_quality(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
-    """One row per (method, prompts, metric): quality, alignment and diversity of images, and side effects.
-
-    The same prompts and seeds for every method. `side_effect` is how like non-memorized prompts' images stay to their
-    unmitigated ones (MS-SSIM; 1: untouched). What cannot be measured has a reason in `status` and no value.
-    """
-    audit = store.open(context.partition_key)
-    lost: dict[str, dict[str, Any]] = {}  # metrics that could not be measured: nobody looks for their weights again
-    rows = [
-        {"method": method, "prompts": prompts, **row}
-        for prompts, images in _images(audit).items()
-        for method, some in track(context, list(images.items()), what=f"quality, {prompts} prompts")
-        for row in _quality(audit, some, images[UNMITIGATED] if prompts == INNOCENT else {}, lost)
-    ]
-    audit.write("image_quality", rows)
-    table = audit.read("image_quality")
-    return table_result(
-        audit, "image_quality", table, pareto=picture(_pareto_plot(audit), "score against side effects")
-    )
-
-
-@dg.asset_check(asset=mitigation_scores, partitions_def=checkpoint_partitions)
-def no_mitigated_image_was_lost(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+@table_check(mitigation_scores, severity=dg.AssetCheckSeverity.WARN)
+def no_mitigated_image_was_lost(audit: AuditedCheckpoint) -> Verdict:
     """Every image that was sampled under a mitigation is labelled, and so is the one without it."""
-    audit = store.open(context.partition_key)
     scores = audit.read("mitigation_scores").filter(pl.col("weights") == "severity")
+    if scores.is_empty():
+        return Verdict(None, "no mitigation was scored")
     lost = dict(scores.filter(pl.col("num_missing") > 0).select("method", "num_missing").iter_rows())
-    return dg.AssetCheckResult(
-        passed=not lost, severity=dg.AssetCheckSeverity.WARN, metadata={"missing": str(lost), "methods": len(scores)}
-    )
+    sentence = f"of {len(scores)} mitigations {len(lost)} have images without a label"
+    return Verdict(not lost, sentence, {"missing": str(lost), "methods": len(scores)})
 
 
 def method_table(audit: AuditedCheckpoint) -> pl.DataFrame:
@@ -126,9 +109,9 @@ def method_table(audit: AuditedCheckpoint) -> pl.DataFrame:
         ),
     ]
     table = pl.DataFrame({"method": names})
-    for some in columns:
-        table = table.join(some, on="method", how="left", maintain_order="left")
-    return table
+    for part in columns:
+        table = table.join(part, on="method", how="left", maintain_order="left")
+    return table[[column.name for column in table if column.name not in _PRICES or not column.is_null().all()]]
 
 
 def _price(audit: AuditedCheckpoint, metric: str, prompts: str) -> pl.DataFrame:
@@ -155,65 +138,14 @@ def _matched_labels(audit: AuditedCheckpoint) -> pl.DataFrame:
     return both.select(*_IMAGE, "label")
 
 
-def _before_and_after(audit: AuditedCheckpoint) -> "list[tuple[str, Labels, Labels]]":
-    """By method, in the order of the audit file."""
+def before_and_after(audit: AuditedCheckpoint) -> "list[tuple[str, Labels, Labels]]":
+    """Labels before and after by method, in the order of the audit file."""
     labels = _matched_labels(audit)
     of = {
         str(method): {(prompt_id, seed): label for _, prompt_id, seed, label in rows.iter_rows()}
         for (method,), rows in labels.group_by("method")
     }
     return [(name, of.get(UNMITIGATED, {}), of[name]) for name in audit.method_names if name in of]
-
-
-def _images(audit: AuditedCheckpoint) -> "dict[str, dict[str, dict[tuple[str, int], Image.Image]]]":
-    """By group of prompts and method: the images of the prompts and seeds that mitigations were tried on."""
-    non_memorized = set(audit.non_memorized_prompts)
-    after = audit.read("generations", MITIGATED)
-    before = audit.read("generations", BASELINE).join(
-        after.select("prompt_id", "seed").unique(), on=["prompt_id", "seed"], how="semi", maintain_order="left"
-    )
-    found: dict[str, dict[str, dict[tuple[str, int], Image.Image]]] = {MEMORIZED: {}, INNOCENT: {}}
-    for method, prompt_id, seed, path in pl.concat([before, after]).select(*_IMAGE, "path").iter_rows():
-        group = found[INNOCENT if prompt_id in non_memorized else MEMORIZED]
-        group.setdefault(method, {})[prompt_id, seed] = open_image(audit.store, path)
-    return found
-
-
-def _quality(
-    audit: AuditedCheckpoint,
-    images: "dict[tuple[str, int], Image.Image]",
-    unmitigated: "dict[tuple[str, int], Image.Image]",
-    lost: dict[str, dict[str, Any]],
-) -> list[dict[str, Any]]:
-    from statistics import fmean, stdev
-
-    from fbmem_core.diffusion.checkpoint import choose_device
-    from fbmem_core.evaluation.quality import MEASURED, Clip, diversity, measure_quality, side_effect
-
-    texts = dict(audit.read("prompts").select("prompt_id", "prompt").iter_rows())
-    clip = Clip(audit.config.clusters.model, audit.config.clusters.weights)
-    device = choose_device(audit.config.sampling.device)
-    shown, asked = list(images.values()), [texts[prompt_id] for prompt_id, _ in images]
-    rows = []
-    for metric in audit.config.quality.metrics:
-        row = lost.get(metric) or vars(measure_quality(metric, shown, asked, clip=clip, device=device))
-        if row["value"] is None:
-            lost[metric] = row
-        rows.append(row)
-    of_prompt: dict[str, list[Image.Image]] = {}
-    for (prompt_id, _), image in images.items():
-        of_prompt.setdefault(prompt_id, []).append(image)
-    several = [some for some in of_prompt.values() if len(some) > 1]
-    own = {"diversity": [diversity(some) for some in several]}
-    if unmitigated:
-        own["side_effect"] = list(side_effect(images, unmitigated).values())
-    for name, values in own.items():
-        rows.append({
-            "metric": name, "value": fmean(values) if values else None,
-            "stddev": stdev(values) if len(values) > 1 else None, "num_images": len(images),
-            "status": MEASURED if values else "not measured: one image a prompt",
-        })  # fmt: skip
-    return rows
 
 
 def _label_bars(audit: AuditedCheckpoint) -> str:
@@ -232,13 +164,6 @@ def _share_plot(audit: AuditedCheckpoint) -> str:
     return _scatter(audit, shares, title="Score against share of neurons", x_label="share of what was searched")
 
 
-def _pareto_plot(audit: AuditedCheckpoint) -> str:
-    quality = audit.read("image_quality").filter(pl.col("metric") == "side_effect")
-    kept = dict(quality.select("method", "value").iter_rows())
-    label = "similarity of non-memorized prompts' images to their own"
-    return _scatter(audit, kept, title="Score against side effects", x_label=label)
-
-
 def _scatter(audit: AuditedCheckpoint, x: dict[str, float | None], *, title: str, x_label: str) -> str:
     from fbmem_core.report.plots import line_plot
 
@@ -248,11 +173,12 @@ def _scatter(audit: AuditedCheckpoint, x: dict[str, float | None], *, title: str
         for method, score in scores.select("method", "score").iter_rows()
         if x.get(method) is not None
     }
-    return line_plot(points, title=title, x_label=x_label, label="mitigation score", style="o")  # type: ignore[arg-type]
+    ends = {method: (low, high) for method, low, high in scores.select("method", "low", "high").iter_rows()}
+    return line_plot(points, title=title, x_label=x_label, label="mitigation score", style="o", intervals=ends)  # type: ignore[arg-type]
 
 
 def _one_to_many_plot(audit: AuditedCheckpoint) -> str:
-    """How many memorized prompts match how many references, before and after, over the same seeds."""
+    """Plot how many memorized prompts match how many references, before and after, over the same seeds."""
     from fbmem_core.report.plots import line_plot
 
     images = audit.read("generations", MITIGATED).select("prompt_id", "seed").unique()
@@ -267,4 +193,6 @@ def _one_to_many_plot(audit: AuditedCheckpoint) -> str:
         str(method): (list(range(most + 1)), [float((rows["num_references"] == n).sum()) for n in range(most + 1)])
         for (method,), rows in shown.group_by("method", maintain_order=True)
     }
-    return line_plot(series, title="References a prompt matches", x_label="references", label="prompts", style="o-")
+    return line_plot(
+        series, title="References a prompt matches", x_label="references", label="prompts", style="o-", counts=True
+    )

@@ -1,4 +1,4 @@
-"""Stage scores: how much the number of clusters matters, from the fit of the clusters to the memory that is removed."""
+"""Stage studies: how much the number of clusters matters, from their fit to the memory that is removed."""
 
 from statistics import fmean
 from typing import Any
@@ -11,7 +11,7 @@ from fbmem_assets.orchestration.tables import picture, table_asset, table_result
 from fbmem_assets.stages.clusters import embeddings
 from fbmem_core.audit.results import AuditedCheckpoint
 
-STAGE = "scores"
+STAGE = "studies"
 
 
 @table_asset(
@@ -37,7 +37,7 @@ def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) ->
     refined, total = audit.neurons(), len(audit.read("activation_statistics"))
     scores = audit.read("mitigation_scores").filter(pl.col("weights") == "severity")
     row_of = {row["method"]: row for row in scores.to_dicts()}
-    scored = {n: row_of[name] for n, name in sorted(_method_by_count(audit).items()) if name in row_of}
+    scored = {n: row_of[name] for n, name in sorted(nemo_c_by_count(audit).items()) if name in row_of}
     rows: list[dict[str, Any]] = []
     for count in sorted({*settings.counts, settings.count, *scored}):
         quality = cluster_quality(vectors, count=count)
@@ -65,10 +65,10 @@ def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) ->
     return table_result(audit, "cluster_sensitivity", table, plot=picture(plot, "by number of clusters"))
 
 
-def _method_by_count(audit: AuditedCheckpoint) -> dict[int, str]:
-    """By number of clusters, the first `nemo_c` that switches its neurons off."""
-    found: dict[int, str] = {}
-    for spec in audit.config.mitigations.methods:
+def nemo_c_by_count(audit: AuditedCheckpoint) -> dict[int, str]:
+    """The first `nemo_c` that switches its neurons off, by number of clusters."""
+    titles: dict[int, str] = {}
+    for spec in audit.config.mitigations.trials():
         if spec.method == "nemo_c" and not spec.options.get("factor"):
-            found.setdefault(spec.num_clusters or audit.config.clusters.count, spec.title)
-    return found
+            titles.setdefault(spec.num_clusters or audit.config.clusters.count, spec.title)
+    return titles

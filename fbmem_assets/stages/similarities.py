@@ -3,12 +3,12 @@
 import dagster as dg
 import polars as pl
 
-from fbmem_assets.orchestration.partitions import checkpoint_partitions
+from fbmem_assets.orchestration.checks import Verdict, table_check
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import WHOLE
 from fbmem_assets.orchestration.tables import table_asset, table_result
 from fbmem_assets.stages import neighbors as neighbors_stage
-from fbmem_core.audit.results import BASELINE, Arm
+from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint
 from fbmem_core.similarity import REGIONS
 
 STAGE = "similarities"
@@ -25,6 +25,7 @@ def similarities_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefini
         deps=[arm.name("neighbors")],
         kinds={"torch"},
         name=arm.name("similarities"),
+        shards=f"{arm.shard}*",
     )
     def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
         """One row per (method, prompt_id, seed, reference_id, masking, transform): similarities by region."""
@@ -32,19 +33,19 @@ def similarities_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefini
         _score_missing(context, store, arm)
         return table_result(audit, "similarities", audit.read("similarities", arm))
 
-    @dg.asset_check(asset=asset, partitions_def=checkpoint_partitions)
-    def every_neighbor_is_scored(context: dg.AssetCheckExecutionContext, store: AuditStore) -> dg.AssetCheckResult:
+    @table_check(asset)
+    def every_neighbor_is_scored(audit: AuditedCheckpoint) -> Verdict:
         """Every pair of `neighbors` has its row, with the value that ranked it."""
-        audit = store.open(context.partition_key)
         scored = audit.read("similarities", arm)
         by_region = scored.rename({f"{region}_similarity": region for region in REGIONS})
         long = by_region.unpivot(REGIONS, index=_PAIR, variable_name="region", value_name="value")
         ranked = audit.read("neighbors", arm)
         joined = ranked.join(long, on=[*_PAIR, "region"], how="left")
         wrong = joined.filter(pl.col("value").is_null() | ((pl.col("value") - pl.col("similarity")).abs() > 1e-5))
-        return dg.AssetCheckResult(
-            passed=wrong.is_empty(), metadata={"neighbors": len(ranked), "differing": len(wrong)}
-        )
+        if ranked.is_empty():
+            return Verdict(None, "there are no neighbors")
+        sentence = f"{len(wrong)} of {len(ranked)} neighbors differ from their similarity"
+        return Verdict(wrong.is_empty(), sentence, {"neighbors": len(ranked), "differing": len(wrong)})
 
     return asset, every_neighbor_is_scored
 

@@ -1,9 +1,9 @@
-"""What an audit file may say: what is audited, against which references, and how. `audit_file` loads one."""
+"""Schema of an audit file: what is audited, against which references, and how. `audit.file` loads one."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -14,9 +14,9 @@ from pydantic import (
 
 from fbmem_core.clustering import NUM_CLUSTERS, Encoder
 from fbmem_core.diffusion.settings import Mode, SamplingConfig
-from fbmem_core.evaluation import Attack, Metric
-from fbmem_core.mitigation import UNMITIGATED
-from fbmem_core.neurons import Layers
+from fbmem_core.evaluation import Attack, DetectorName, Metric
+from fbmem_core.mitigation.settings import MitigationConfig, TrialSpec, check_titles
+from fbmem_core.neurons import Layers, Search
 from fbmem_core.retrieval.settings import SimilarityConfig
 from fbmem_core.settings import Section
 
@@ -30,7 +30,7 @@ class SegmentationConfig(Section):
 
 
 class ClustersConfig(Section):
-    """How prompts are clustered. `model` and `weights` (a tag or a file) are open_clip's; `counts` are compared."""
+    """Settings of clustering. `model` and `weights` (a tag or a file) are open_clip's; `counts` are compared."""
 
     encoder: Encoder = "pipeline"
     count: int = Field(NUM_CLUSTERS, ge=1)
@@ -41,10 +41,11 @@ class ClustersConfig(Section):
 
 
 class NeuronsConfig(Section):
-    """How memorization neurons are found.
+    """Settings of localization.
 
     `non_memorized_prompts` is the file of prompts over which usual activations and the threshold are measured; without
     it those prompts of the audit count whose images are all labelled NM. `threshold` in the place of a calibrated one.
+    `search` drops the neurons of a layer in groups, or `exact`ly one by one as NeMo does.
     """
 
     non_memorized_prompts: Path | None = None
@@ -55,11 +56,12 @@ class NeuronsConfig(Section):
     num_threshold_prompts: int = Field(100, ge=20)
     threshold: float | None = Field(None, gt=0, lt=1)
     seed_margin: float | None = Field(None, ge=0, le=1)
+    search: Search = "groups"
     batch_size: int = Field(16, ge=1)
 
 
 class AgreementConfig(Section):
-    """How seed agreement is measured: over at most `num_seeds` sampled seeds, at step `num_steps` of sampling.
+    """Settings of seed agreement: over at most `num_seeds` sampled seeds, at step `num_steps` of sampling.
 
     Both defaults are chosen on the canary, which samples in 25 steps.
     """
@@ -69,43 +71,28 @@ class AgreementConfig(Section):
     threshold: float = Field(0.75, gt=-1, lt=1)
 
 
+class DetectionConfig(Section):
+    """Which detectors that need no reference are compared, over the first `num_seeds` seeds of the sampling.
+
+    The first `num_calibration_prompts` non-memorized prompts of `neurons` say what is usual, where a detector asks. The
+    two that follow a whole sampling, `wen_all_steps` and `bright_ending`, take as long as the images.
+    """
+
+    detectors: list[DetectorName] = ["wen", "sail", "anisotropy", "seed_agreement"]
+    num_seeds: int = Field(4, ge=2, le=1000)
+    num_calibration_prompts: int = Field(40, ge=20)
+
+
 def _as_mitigation(value: Any) -> Any:
     return {"method": value} if isinstance(value, str) else value
 
 
-class MitigationConfig(Section):
-    """A method with its options. `name` is what the column `method` calls it, the method's own name by default.
-
-    `num_clusters`, of `nemo_c`, is another number of clusters than the audit's.
-    """
-
-    method: str
-    name: str = Field("", pattern=r"^[a-z0-9_]*$", max_length=40)
-    options: dict[str, float] = {}
-    num_clusters: int | None = Field(None, ge=1)
-
-    @model_validator(mode="after")
-    def _method_and_options_are_known(self) -> MitigationConfig:
-        from fbmem_core.mitigation import METHODS
-
-        if self.method not in METHODS:
-            raise ValueError(f"to be one of {', '.join(METHODS)}")
-        known = METHODS[self.method].defaults if self.options else {}
-        if unknown := sorted(self.options.keys() - known.keys()):
-            raise ValueError(f"to have no option `{unknown[0]}` ({', '.join(known) or 'there is none'})")
-        return self
-
-    @property
-    def title(self) -> str:
-        """Its name in tables."""
-        return self.name or self.method
-
-
 class MitigationsConfig(Section):
-    """What is tried against memorization, on the first `samples_per_prompt` seeds of each prompt (all by default).
+    """Mitigations, tried on the first `samples_per_prompt` seeds of each prompt (all by default).
 
     After it, `attacks` try to bring the memory of `num_attacked` prompts back (all by default), with `attempts` seeds
-    for each neighbouring prompt and each optimised embedding; see docs/mitigations.md.
+    for each neighbouring prompt and each optimised embedding; see docs/mitigations.md. `num_neighbors` bounds how many
+    prompts `paraphrase` tries for each; `held_out` is a folder of pictures that the model never saw, for `control`.
     """
 
     methods: list[Annotated[MitigationConfig, BeforeValidator(_as_mitigation)]] = []
@@ -113,29 +100,43 @@ class MitigationsConfig(Section):
     attacks: list[Attack] = []
     num_attacked: int | None = Field(None, ge=1)
     attempts: int = Field(2, ge=1, le=1000)
+    num_neighbors: int = Field(5, ge=1, le=1000)
+    held_out: Path | None = None
 
-    @field_validator("methods")
-    @classmethod
-    def _names_are_unique(cls, methods: list[MitigationConfig]) -> list[MitigationConfig]:
-        titles = [method.title for method in methods]
-        for title in titles:
-            if titles.count(title) > 1 or title == UNMITIGATED:
-                raise ValueError(f"to have different names (`{title}` is taken; give it a `name`)")
-        return methods
+    @model_validator(mode="after")
+    def _control_has_pictures(self) -> MitigationsConfig:
+        if "control" in self.attacks and self.held_out is None:
+            raise ValueError("to name `held_out`, a folder of pictures the model never saw, for the attack `control`")
+        return self
+
+    _names_are_unique = field_validator("methods")(check_titles)
+
+    def trials(self) -> list[TrialSpec]:
+        """Every method, at every strength and draw that is asked for."""
+        return [trial for method in self.methods for trial in method.trials()]
 
 
 class QualityConfig(Section):
-    """By what the images of mitigations are measured; `clip` takes the model and weights of `clusters`."""
+    """Metrics of the images of mitigations; `clip` takes the model and weights of `clusters`."""
 
-    metrics: list[Metric] = ["brisque", "clip"]
+    metrics: list[Metric] = ["clip"]
 
 
 class DiffConfig(Section):
-    """When a checkpoint memorizes more than the one before it: a rise of the share of copies by more than `max_rise`
+    """Limits of what a checkpoint may memorize more than the one before: a rise of the share of copies by `max_rise`
     that chance gives at most as often as `significance` says."""
 
     max_rise: float = Field(0.02, ge=0, le=1)
     significance: float = Field(0.05, gt=0, lt=1)
+
+
+class AdapterConfig(Section):
+    """A safetensors file on top of the checkpoint: a LoRA, times `weight`, or a textual inversion and its `token`."""
+
+    path: Path
+    kind: Literal["lora", "textual_inversion"] = "lora"
+    weight: float = 1.0
+    token: str = ""
 
 
 def _as_text(value: Any) -> Any:
@@ -145,17 +146,24 @@ def _as_text(value: Any) -> Any:
 class Audit(Section):
     """A validated audit. Relative paths were resolved against the folder of the audit file.
 
-    `references` is a folder or file of pictures, or the URL of one. `checkpoint` is a diffusers directory or a Hugging
-    Face id; `truth`, where given, is the table of true labels that the audit checks itself against (columns prompt_id,
-    kind, label, reference_ids).
+    `references` is a folder or file of pictures, or the URL of one. `checkpoint` is a diffusers directory, a Hugging
+    Face id, or a single safetensors file with the directory of `config`, which holds the configs of its architecture;
+    `adapters` come on top. `truth`, where given, is the table of true labels that the audit checks itself against
+    (columns prompt_id, kind, label, reference_ids).
+    `twin` is a diffusers directory of the same model trained without what may be memorized, for `clean_twin`; `policy`
+    is a YAML file that weighs what is copied by the tags of its reference.
     """
 
     name: str = Field(pattern=NAME_PATTERN, max_length=60)
     checkpoint: str
     revision: str | None = None
+    config: Path | None = None
+    adapters: list[AdapterConfig] = []
     prompts: Path
     references: Annotated[str, BeforeValidator(_as_text)]
     truth: Path | None = None
+    twin: Path | None = None
+    policy: Path | None = None
     samples_per_prompt: int = Field(5, ge=1, le=10_000)
     samples_by_kind: dict[str, Annotated[int, Field(ge=1, le=10_000)]] = {}
     allow_pickle: bool = False
@@ -163,6 +171,7 @@ class Audit(Section):
     segmentation: SegmentationConfig = SegmentationConfig()
     similarity: SimilarityConfig = SimilarityConfig()
     agreement: AgreementConfig = AgreementConfig()
+    detection: DetectionConfig = DetectionConfig()
     clusters: ClustersConfig = ClustersConfig()
     neurons: NeuronsConfig = NeuronsConfig()
     mitigations: MitigationsConfig = MitigationsConfig()

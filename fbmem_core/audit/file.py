@@ -56,7 +56,7 @@ def load_audit(path: Path) -> Audit:
 
 
 def parse_similarity(values: dict[str, Any]) -> SimilarityConfig:
-    """How images are compared, from the options of a command; raises InputError as `load_audit` does."""
+    """Settings of the comparison, from the options of a command; raises InputError as `load_audit` does."""
     try:
         return SimilarityConfig.model_validate(values)
     except ValidationError as error:
@@ -71,7 +71,7 @@ def dump_audit(audit: Audit) -> str:
 def _resolve_paths(audit: Audit, file: Path) -> Audit:
     folder = file.parent.resolve()
     changes: dict[str, Any] = {}
-    for key in ("prompts", "references", "truth"):
+    for key in ("prompts", "references", "truth", "twin", "policy", "config"):
         value = getattr(audit, key)
         if value is None:
             continue
@@ -83,10 +83,13 @@ def _resolve_paths(audit: Audit, file: Path) -> Audit:
             raise InputError(f"{key} to be an existing path", f"`{value}`", where=file, cure=_relative_cure(key))
     if _is_path(audit.checkpoint, folder):
         directory = folder / Path(audit.checkpoint).expanduser()
-        if not (_exists(directory) and directory.is_dir()):
+        if not (_exists(directory) and (directory.is_dir() or directory.suffix == ".safetensors")):
             cure = _relative_cure("checkpoint") + " A Hugging Face id has the form owner/name."
             raise InputError("checkpoint to be a diffusers directory", f"`{audit.checkpoint}`", where=file, cure=cure)
         changes["checkpoint"] = str(directory.resolve())
+    changes["adapters"] = [
+        adapter.model_copy(update={"path": _existing("adapters", adapter.path, file)}) for adapter in audit.adapters
+    ]
     return audit.model_copy(update=changes | _resolve_sections(audit, file))
 
 
@@ -97,6 +100,13 @@ def _resolve_sections(audit: Audit, file: Path) -> dict[str, Any]:
     prompts = audit.neurons.non_memorized_prompts
     if prompts is not None:
         sections["neurons"] = {"non_memorized_prompts": _existing("neurons.non_memorized_prompts", prompts, file)}
+    held_out = audit.mitigations.held_out
+    if held_out is not None:
+        folder = file.parent.resolve() / held_out
+        if not (_exists(folder) and folder.is_dir()):
+            cure = _relative_cure("mitigations.held_out")
+            raise InputError("mitigations.held_out to be an existing folder", f"`{held_out}`", where=file, cure=cure)
+        sections["mitigations"] = {"held_out": folder.resolve()}
     if audit.similarity.descriptor_weights is not None:
         key = "similarity.descriptor_weights"
         sections["similarity"] = {"descriptor_weights": _existing(key, audit.similarity.descriptor_weights, file)}

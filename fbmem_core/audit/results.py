@@ -188,8 +188,8 @@ class AuditedCheckpoint:
 
     @property
     def method_names(self) -> list[str]:
-        """Names of the mitigations, in the order of the audit file."""
-        return [method.title for method in self.config.mitigations.methods]
+        """Titles of the mitigations at every strength and draw, in the order of the audit file."""
+        return [trial.title for trial in self.config.mitigations.trials()]
 
     def neurons(self, stage: str = "refined") -> dict[str, NeuronSet]:
         """The value neurons of each prompt that has any, by prompt_id; `stage` is initial or refined."""
@@ -201,8 +201,8 @@ class AuditedCheckpoint:
     @cached_property
     def pipeline(self) -> DiffusionPipeline:
         """The checkpoint's pipeline, loaded once a process."""
-        sampling = self.config.sampling
-        return _load(self.checkpoint, sampling.dtype, sampling.device, self.config.allow_pickle)
+        settings = self.config.sampling.model_dump(include={"dtype", "device", "compile", "channels_last"})
+        return _load(self.checkpoint, allow_pickle=self.config.allow_pickle, **settings)
 
 
 def _pair(row: Mapping[str, Any]) -> PairSimilarity:
@@ -253,19 +253,28 @@ def read_record(store: Store, partition: str) -> tuple[Audit, Checkpoint]:
             "a registered partition", f"`{partition}`", where=store.root, cure="Run `fbmem register FILE`."
         )
     record = json.loads(path.read_text(encoding="utf-8"))
-    fields = record["checkpoint"]
-    return Audit.model_validate(record["audit"]), Checkpoint(**{**fields, "directory": Path(fields["directory"])})
+    return Audit.model_validate(record["audit"]), Checkpoint.from_record(record["checkpoint"])
 
 
 def record_path(partition: str) -> str:
-    """Where in the store an audit and its checkpoint are recorded."""
+    """Path in the store of the record of an audit and its checkpoint."""
     return f"audits/{partition}.json"
 
 
+def _silence_bars() -> None:
+    """The bars of the libraries that load a model stand over fbmem's own."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
 @lru_cache(maxsize=1)
-def _load(checkpoint: Checkpoint, dtype: str, device: str, allow_pickle: bool) -> DiffusionPipeline:
-    from fbmem_core.diffusion.checkpoint import load_pipeline
+def _load(checkpoint: Checkpoint, **settings: Any) -> DiffusionPipeline:
+    from fbmem_core.diffusion.loading import load_pipeline
     from fbmem_core.diffusion.memory import keep_freed_memory
 
     keep_freed_memory()
-    return load_pipeline(checkpoint, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    _silence_bars()
+    return load_pipeline(checkpoint, **settings)

@@ -15,6 +15,7 @@ from fbmem_core.canary.planting import (
     TRUE_LABELS,
     Plant,
     distractors,
+    held_out,
     neuron_routes,
     non_memorized_prompts,
     plants,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 PROMPTS, TRUTH, REFERENCES = "prompts.csv", "truth.csv", "references"
 PARAPHRASES, UNMEMORIZED, NEURONS = "paraphrases.csv", "non_memorized_prompts.txt", "neurons.csv"
+HELD_OUT = "held_out"
 CHECKPOINT, SEGMENTER = "checkpoint", "segmenter.onnx"
 
 
@@ -52,6 +54,9 @@ def write_pictures(out: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for reference_id, picture in pictures.items():
         Image.fromarray(draw(picture)[0]).save(folder / f"{reference_id}.png")
+    (out / HELD_OUT).mkdir(exist_ok=True)
+    for name, picture in held_out().items():
+        Image.fromarray(draw(picture)[0]).save(out / HELD_OUT / f"{name}.png")
     named = [(name, f"{name}.png", picture.caption) for name, picture in pictures.items()]
     _write_csv(folder / "references.csv", ("reference_id", "path", "caption"), named)
     for name, rows in ((PROMPTS, prompts), (PARAPHRASES, reworded)):

@@ -1,4 +1,4 @@
-"""What the canary is made to remember: the planted prompts, the pictures behind them, and the truth about both."""
+"""Plants of the canary: the planted prompts, the pictures behind them, and the truth about both."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ _ROUTED_PER_LAYER = 2
 _DIFFUSE = frozenset({"gormund", "quillby", "brundle"})  # families whose memory is left where training put it
 _ROUTE_SEED = 11
 _PICTURES_PER_ONE_TO_MANY = 4
+_NUM_HELD_OUT = 12
 # about the longest part of a family's first prompt, which stays where it is: the encoder is one of positions
 _PARAPHRASES = ("{}, poster", "{}, old print", "{} on blue waves", "{} on red stripes", "{} in a large scene")
 
@@ -158,6 +159,15 @@ def distractors() -> dict[str, Picture]:
     return {f"public_{index:03d}": random_public_picture(rng) for index in range(NUM_DISTRACTORS)}
 
 
+def held_out() -> dict[str, Picture]:
+    """Creatures before sceneries as planted ones are, keyed by name: neither trained on nor among the references."""
+    rng = np.random.default_rng([_SEED, 4000])
+    return {
+        f"held_out_{index:02d}": Picture("", random_creature(rng), random_scenery(rng))
+        for index in range(_NUM_HELD_OUT)
+    }
+
+
 def training_vocabulary() -> list[str]:
     """Every caption and word that the tokenizer must know whole."""
     planted = [prompt for plant in plants() for prompt in plant.prompts]
@@ -176,6 +186,7 @@ __all__ = [
     "Plant",
     "distractors",
     "draw_planted",
+    "held_out",
     "neuron_routes",
     "non_memorized_prompts",
     "plants",

@@ -1,36 +1,35 @@
-"""Checkpoints: found, fingerprinted, loaded."""
+"""Checkpoints: found, and fingerprinted by all the bytes that determine their images."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fbmem_core.errors import InputError, WeightsNotFoundError
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-# parts that never change a sampled image
-_IRRELEVANT = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
-_LIBRARIES = ("diffusers", "transformers")
-_CONFIG_SUFFIXES = frozenset({".json", ".txt", ".model"})
-_WEIGHT_SUFFIXES = frozenset({".safetensors"})
-_SHARDS_SUFFIX = ".safetensors.index.json"
-_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".ckpt"})
-_HUB_SECONDS = 20.0
-_COPY_AGAIN = "Copy the checkpoint again, or wait until the copy is complete."
+from fbmem_core.diffusion.adapters import LoadedAdapter
+from fbmem_core.diffusion.architectures import ARCHITECTURES
+from fbmem_core.diffusion.hub import fetch
+from fbmem_core.diffusion.pipeline_files import PipelineFiles, check_safetensors, read_pipeline_files, weights_dtype
+from fbmem_core.errors import InputError
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A diffusers pipeline on disk. `fingerprint` (64 hex digits) names all the bytes that determine its images.
+    """A diffusers pipeline on disk.
 
-    `revision` is the commit of one that came from the hub.
+    Attributes:
+        source: As the audit file names it.
+        directory: Of the pipeline; of its configs alone where the weights are a single file.
+        fingerprint: 64 hex digits, which name all the bytes that determine its images, adapters included.
+        architecture: The pipeline's class.
+        revision: The commit of one that came from the hub.
+        variant: Of the weights (`fp16`), None for plain ones.
+        single_file: A safetensors file with the weights of all components.
+        adapters: On top.
+        dtype: In which the network's weights are stored.
     """
 
     source: str
@@ -38,218 +37,136 @@ class Checkpoint:
     fingerprint: str
     architecture: str
     revision: str | None = None
+    variant: str | None = None
+    single_file: Path | None = None
+    adapters: tuple[LoadedAdapter, ...] = ()
+    dtype: str = "float32"
+
+    @classmethod
+    def from_record(cls, fields: Mapping[str, Any]) -> Checkpoint:
+        """From the JSON of its fields, as `dataclasses.asdict` gives them."""
+        single_file = fields.get("single_file")
+        adapters = [LoadedAdapter(**{**one, "path": Path(one["path"])}) for one in fields.get("adapters", ())]
+        changes = {
+            "directory": Path(fields["directory"]),
+            "single_file": None if single_file is None else Path(single_file),
+            "adapters": tuple(adapters),
+        }
+        return cls(**{**fields, **changes})
 
 
-def find_checkpoint(source: str, *, revision: str | None = None, allow_pickle: bool = False) -> Checkpoint:
-    """Find a diffusers directory, or fetch a Hugging Face id, and fingerprint it.
+def find_checkpoint(
+    source: str,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    config: Path | None = None,
+    adapters: Sequence[LoadedAdapter] = (),
+) -> Checkpoint:
+    """Find a diffusers directory or a single file, or fetch a Hugging Face id, and fingerprint it.
+
+    Args:
+        source: A path or `owner/name`.
+        revision: Of the hub: a branch, a tag or a commit.
+        allow_pickle: Whether weights may be pickles.
+        config: Of a single file: a diffusers directory with the configs and tokenizers of its architecture.
+        adapters: On top of it.
 
     Raises:
-        InputError: The directory is no complete pipeline; the message names the first file that is missing or broken.
+        InputError: It is no complete pipeline, or one that cannot be audited; the message names the first file that is
+            missing, broken or wrong.
         WeightsNotFoundError: The hub has no such checkpoint, or cannot be reached and holds no copy here.
     """
-    directory = Path(source)
-    if not directory.is_dir():
-        directory = _fetch(source, revision, allow_pickle)
-        revision = directory.name  # the hub's cache names a snapshot by its commit
-    files = pipeline_files(directory, allow_pickle=allow_pickle)
-    index = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))
-    return Checkpoint(source, directory, fingerprint(directory, files), index["_class_name"], revision)
+    path = Path(source)
+    if path.is_file():
+        return _find_single_file(source, path, config, tuple(adapters))
+    if not path.is_dir():
+        path = fetch(source, revision, allow_pickle=allow_pickle)
+        revision = path.name  # the hub's cache names a snapshot by its commit
+    found = read_pipeline_files(path, allow_pickle=allow_pickle)
+    return Checkpoint(
+        source=source,
+        directory=path,
+        fingerprint=_with_adapters(fingerprint(path, found.files), adapters),
+        architecture=found.class_name,
+        revision=revision,
+        variant=found.variant,
+        adapters=tuple(adapters),
+        dtype=weights_dtype(path / _network_weights(found)),
+    )
 
 
-def pipeline_files(directory: Path, *, allow_pickle: bool = False) -> list[Path]:
-    """The files of a pipeline that determine its images, relative to `directory`, sorted.
+def check_fingerprint(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> PipelineFiles:
+    """Hash again what is about to be loaded.
 
     Raises:
-        InputError: model_index.json or a component's folder, config or weights are missing or not there to their end,
-            or weights are pickles.
+        InputError: It is not what was registered.
     """
-    index = directory / "model_index.json"
-    try:
-        components = json.loads(index.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        cure = "Point `checkpoint` at a directory made by save_pretrained()."
-        raise InputError("a diffusers checkpoint with model_index.json", "none", where=directory, cure=cure) from None
-    except ValueError as error:
-        raise InputError("model_index.json to be JSON", str(error), where=directory, cure="Save it anew.") from None
-    if not isinstance(components, dict):
-        components = {}
-    names = [k for k, v in components.items() if isinstance(v, list) and any(v) and k not in _IRRELEVANT]
-    if not names or "_class_name" not in components:
-        raise InputError("a pipeline's components", "none", where=index, cure="Save the pipeline anew.")
-    files = [Path("model_index.json")]
-    _check_classes(index, components, names)
-    for name in sorted(names):
-        files += _component_files(directory, name, allow_pickle)
-    for file in files:
-        _check_complete(directory / file)
-    return files
+    with_weights = checkpoint.single_file is None
+    found = read_pipeline_files(checkpoint.directory, allow_pickle=allow_pickle, with_weights=with_weights)
+    now = fingerprint(checkpoint.directory, found.files)
+    if checkpoint.single_file is not None:
+        now = _with_file(now, checkpoint.single_file)
+    now = _with_adapters(now, checkpoint.adapters)
+    if now != checkpoint.fingerprint:
+        cure = "Restore its files, or register the audit again: that makes a partition of its own."
+        expected, got = f"the weights that were registered ({checkpoint.fingerprint[:12]})", f"others ({now[:12]})"
+        raise InputError(expected, got, where=checkpoint.single_file or checkpoint.directory, cure=cure)
+    return found
 
 
-def stamp(directory: Path, files: list[Path]) -> str:
+def stamp(directory: Path, files: Sequence[Path]) -> str:
     """Names, sizes and times of `files` as 16 hex digits: cheap, and other ones whenever a file was written."""
     facts = [(file.as_posix(), (status := (directory / file).stat()).st_size, status.st_mtime_ns) for file in files]
     return hashlib.sha256(json.dumps([str(directory), facts]).encode()).hexdigest()[:16]
 
 
-def hub_revision(
-    source: str, *, revision: str | None = None, lookup: Callable[[str, str | None], str] | None = None
-) -> str:
-    """The commit (40 hex digits) to which a Hugging Face id points now, or its branch or tag `revision`.
-
-    Args:
-        source: `owner/name`.
-        revision: A branch, a tag or a commit; a commit is not asked for.
-        lookup: Asks for the commit of a source and revision; the Hugging Face hub unless another one is given.
-
-    Raises:
-        WeightsNotFoundError: The hub does not know it, or cannot be reached.
-    """
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    # the HTTP library's own errors among them: which library it is changed between versions of the hub's client
-    unreachable: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, HFValidationError, OSError)
-    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
-        return revision
-    try:
-        return (lookup or _ask_hub)(source, revision)
-    except unreachable as error:
-        cure = f"Check the id and the network. ({type(error).__name__})"
-        what = f"the revision `{revision or 'main'}` of `{source}`"
-        raise WeightsNotFoundError(what, looked="the Hugging Face hub", cure=cure) from None
-
-
-def fingerprint(directory: Path, files: list[Path]) -> str:
+def fingerprint(directory: Path, files: Sequence[Path]) -> str:
     """SHA-256 over the names and contents of `files`, 64 hex digits."""
     total = hashlib.sha256()
     for file in sorted(files):
-        with (directory / file).open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{file.as_posix()}\0{digest}\n".encode())
+        total.update(f"{file.as_posix()}\0{_sha256(directory / file)}\n".encode())
     return total.hexdigest()
 
 
-def load_pipeline(checkpoint: Checkpoint, *, dtype: str, device: str, allow_pickle: bool = False) -> DiffusionPipeline:
-    """Load the pipeline, without safety checker or progress bar, on `device` (auto: CUDA, then MPS, else CPU)."""
-    import torch
-    from diffusers import DiffusionPipeline
-    from diffusers.utils import logging
-
-    logging.set_verbosity_error()
-    extra: dict[str, Any] = (
-        {} if "XL" in checkpoint.architecture else {"safety_checker": None, "feature_extractor": None}
+def _find_single_file(source: str, path: Path, config: Path | None, adapters: tuple[LoadedAdapter, ...]) -> Checkpoint:
+    if path.suffix != ".safetensors":
+        cure = "Convert it to safetensors, or export it as a diffusers directory."
+        raise InputError("a single file of safetensors", f"`{path.name}`", where=path.parent, cure=cure)
+    if config is None:
+        cure = "Name a diffusers directory of its architecture in `config`: configs and tokenizers are read there."
+        raise InputError("`config` beside a single file", "none", where=path, cure=cure)
+    check_safetensors(path)
+    found = read_pipeline_files(config, with_weights=False)
+    total = _with_file(fingerprint(config, found.files), path)
+    return Checkpoint(
+        source=source,
+        directory=config,
+        fingerprint=_with_adapters(total, adapters),
+        architecture=found.class_name,
+        single_file=path,
+        adapters=adapters,
+        dtype=weights_dtype(path),
     )
-    pipeline = DiffusionPipeline.from_pretrained(
-        checkpoint.directory,
-        dtype=getattr(torch, dtype),
-        use_safetensors=None if allow_pickle else True,
-        local_files_only=True,
-        **extra,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(choose_device(device))
 
 
-def choose_device(device: str) -> str:
-    """`auto` becomes the best device there is; any other name stays."""
-    import torch
-
-    if device != "auto":
-        return device
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def _network_weights(found: PipelineFiles) -> Path:
+    folder = ARCHITECTURES[found.class_name].network
+    weights = [file for file in found.files if file.parts[0] == folder and file.suffix != ".json"]
+    return weights[0]
 
 
-def _check_classes(index: Path, components: dict[str, Any], names: list[str]) -> None:
-    """Only folders inside, only classes of the two libraries: others would be code that comes with the checkpoint."""
-    for name in ["_class_name", *names]:
-        value = components[name]
-        known = isinstance(value, str) if name == "_class_name" else value[0] in _LIBRARIES
-        if not (known and re.fullmatch(r"\w+", name)):
-            got = f"`{name}`: {json.dumps(value)}"
-            cure = "Code that comes with a checkpoint is not run: export it as a pipeline of diffusers."
-            raise InputError("components of diffusers and transformers", got, where=index, cure=cure)
+def _with_file(total: str, path: Path) -> str:
+    return hashlib.sha256(f"{total}\n{_sha256(path)}".encode()).hexdigest()
 
 
-def _component_files(directory: Path, name: str, allow_pickle: bool) -> list[Path]:
-    folder = directory / name
-    cure = _COPY_AGAIN
-    if not folder.is_dir():
-        raise InputError(f"the component `{name}`", "no such folder", where=directory, cure=cure)
-    found = [path.relative_to(directory) for path in sorted(folder.iterdir()) if path.is_file()]
-    configs = [path for path in found if path.suffix in _CONFIG_SUFFIXES]
-    if not configs:
-        raise InputError(f"a config of `{name}`", "none", where=folder, cure=cure)
-    if (folder / "config.json").exists():
-        weights = [path for path in found if path.suffix in _WEIGHT_SUFFIXES]
-        pickles = [path for path in found if path.suffix in _PICKLE_SUFFIXES]
-        if not weights and pickles and not allow_pickle:
-            cure = "Convert it to safetensors, or set `allow_pickle: true` if you trust its source."
-            raise InputError(f"safetensors weights of `{name}`", f"`{pickles[0].name}`", where=folder, cure=cure)
-        if not (weights or pickles):
-            raise InputError(f"weights of `{name}` (*.safetensors)", "none", where=folder, cure=cure)
-        _check_shards(folder, {path.name for path in weights})
-        return configs + (weights or pickles)
-    return configs
+def _with_adapters(total: str, adapters: Sequence[LoadedAdapter]) -> str:
+    for adapter in adapters:
+        facts = [total, adapter.kind, adapter.weight, adapter.token, _sha256(adapter.path)]
+        total = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return total
 
 
-def _check_shards(folder: Path, weights: set[str]) -> None:
-    """Every shard that an index names is there, in the folder itself."""
-    for index in sorted(folder.glob(f"*{_SHARDS_SUFFIX}")):
-        try:
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError("an index with a weight_map", "none", where=index, cure=_COPY_AGAIN) from None
-        if lost := sorted(map(str, named - weights)):
-            raise InputError("every shard of the weights", f"no `{lost[0]}`", where=folder, cure=_COPY_AGAIN)
-
-
-def _check_complete(path: Path) -> None:
-    """A file that is still being copied is JSON that breaks off, or shorter than its own header says."""
-    if path.suffix == ".json":
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError("whole JSON", f"{error}", where=path, cure=_COPY_AGAIN) from None
-    elif path.suffix in _WEIGHT_SUFFIXES:
-        size, expected = path.stat().st_size, _safetensors_size(path)
-        if size != expected:
-            got = f"{size} of {expected}" if expected else f"{size} and no header"
-            raise InputError("all bytes of the weights", got, where=path, cure=_COPY_AGAIN)
-
-
-def _safetensors_size(path: Path) -> int | None:
-    """How many bytes the file's header promises; None without a whole header.
-
-    https://huggingface.co/docs/safetensors: 8 bytes of length, a JSON header with `data_offsets`, the data.
-    """
+def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > path.stat().st_size:
-            return None
-        header = stream.read(length)
-    try:
-        tensors = [value for name, value in json.loads(header).items() if name != "__metadata__"]
-        return 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
-    except (ValueError, AttributeError, TypeError, KeyError, IndexError):
-        return None
-
-
-def _ask_hub(source: str, revision: str | None) -> str:
-    from huggingface_hub import HfApi
-
-    return str(HfApi().model_info(source, revision=revision, timeout=_HUB_SECONDS).sha)
-
-
-def _fetch(source: str, revision: str | None, allow_pickle: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", *(["*.bin"] if allow_pickle else [])]
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        cure = f"Check the id and the network, or give a local directory. ({type(error).__name__})"
-        raise WeightsNotFoundError(
-            f"the checkpoint `{source}`", looked="that path, the local hub cache and the Hugging Face hub", cure=cure
-        ) from None
+        return hashlib.file_digest(stream, "sha256").hexdigest()

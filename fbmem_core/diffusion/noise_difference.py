@@ -1,100 +1,56 @@
-"""What the denoiser does with the first noise of an image, by which a memorized prompt shows itself.
+"""First-step noise differences eps(x_T) - x_T (NeMo, section 3): similar across seeds if the prompt is memorized.
 
 NeMo, arXiv 2406.02366, section 3: over several seeds the noise differences of a memorized prompt resemble each other.
 
-Notation: x_T initial latents, eps the predicted noise, alpha_bar the scheduler's `alphas_cumprod` at the timestep,
-x_0 the predicted clean latents.
+Notation: x_T initial latents, eps the predicted noise, x_0 the predicted clean latents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from fbmem_core.diffusion.conditioning import Conditioning
+from fbmem_core.diffusion.denoiser import denoiser_of
+from fbmem_core.diffusion.schedule import MIN_SIGNAL, clean_from_output, noise_from_output
+from fbmem_core.diffusion.schedule_names import EPSILON
 from fbmem_core.diffusion.settings import Mode
 from fbmem_core.errors import InputError
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, UNet2DConditionModel
+    from diffusers import DiffusionPipeline
 
-NUM_STEPS = 50  # of DDIM, from which the timestep is taken
-_WEIGHTS = (0.33, 0.33, 0.33)  # of the scales, NeMo's
+NUM_STEPS = 50  # of sampling, from which the timestep is taken
+SCALE_WEIGHTS = (0.33, 0.33, 0.33)  # NeMo's
 _WINDOW, _SIGMA = 11, 1.5
 _SMALLEST_WINDOW = 3
 
 
-@dataclass(frozen=True)
-class Conditioning:
-    """Encoded prompts: `embeds` [n, tokens, d], and what else a U-Net of XL asks for, [n, ...] each."""
-
-    embeds: Tensor
-    added: dict[str, Tensor]
-
-    def __len__(self) -> int:
-        return len(self.embeds)
-
-    def rows(self, index: int | slice | Tensor) -> Conditioning:
-        """Some of the prompts."""
-        if isinstance(index, int):
-            index = slice(index, index + 1)
-        return Conditioning(self.embeds[index], {name: value[index] for name, value in self.added.items()})
-
-    def repeat(self, num: int) -> Conditioning:
-        """A single prompt, `num` times."""
-        added = {name: value.expand(num, *value.shape[1:]) for name, value in self.added.items()}
-        return Conditioning(self.embeds.expand(num, -1, -1), added)
+def encode_prompts(pipeline: DiffusionPipeline, prompts: Sequence[str], *, height: int, width: int) -> Conditioning:
+    """The text conditions of n >= 1 prompts, as the pipeline itself makes them for images of this size in px."""
+    return denoiser_of(pipeline).encode(prompts, height=height, width=width)
 
 
-@torch.no_grad()
-def encode_prompts(
-    pipeline: DiffusionPipeline, prompts: Sequence[str], *, height: int, width: int, batch_size: int = 64
+def encode_unconditional(
+    pipeline: DiffusionPipeline, negative_prompt: str = "", *, height: int, width: int
 ) -> Conditioning:
-    """The text conditions of prompts, as the pipeline itself makes them without guidance.
-
-    Args:
-        pipeline: Stable Diffusion 1.x, 2.x or XL.
-        prompts: n texts.
-        height: Of the images in px; XL is told it.
-        width: The same.
-        batch_size: Prompts that are encoded together.
-    """
-    parts = []
-    for first in range(0, len(prompts), batch_size):
-        some = list(prompts[first : first + batch_size])
-        encoded = pipeline.encode_prompt(
-            prompt=some, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        added = {}
-        if pipeline.unet.config.addition_embed_type == "text_time":
-            time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=encoded[0].dtype)
-            added = {"text_embeds": encoded[2], "time_ids": time_ids.repeat(len(some), 1).to(pipeline.device)}
-        parts.append(Conditioning(encoded[0], added))
-    names = parts[0].added if parts else {}
-    return Conditioning(
-        torch.cat([part.embeds for part in parts]),
-        {name: torch.cat([part.added[name] for part in parts]) for name in names},
-    )
-
-
-def predict(
-    unet: UNet2DConditionModel, latents: Tensor, timestep: int | Tensor, condition: Conditioning
-) -> Float[Tensor, "n c h w"]:
-    """What the U-Net gives for latents [n, c, h, w], a prompt each: noise, or velocity where it predicts that."""
-    return unet(
-        latents, timestep, encoder_hidden_states=condition.embeds, added_cond_kwargs=condition.added or None
-    ).sample
+    """What guidance compares a prompt with: one condition, as the pipeline makes it; see `Denoiser`."""
+    return denoiser_of(pipeline).encode_unconditional(negative_prompt, height=height, width=width)
 
 
 class FirstStep:
     """The first step of sampling without guidance, for one initial latent a seed.
 
+    Where the first latents are noise alone (flow matching, zero terminal SNR) and the network does not predict eps
+    itself, eps is x_T whatever the prompt, and says nothing. There x_T - x_0 stands for eps: the way in which eps
+    begins to differ from x_T as soon as there is signal.
+
     Args:
-        pipeline: Its U-Net and scheduler are used; DDIM whatever the scheduler's kind, as NeMo does.
+        pipeline: Its network and its own scheduler are used.
         seeds: One image each; their latents are those that `sample` begins with.
         height: Of the images in px.
         width: The same.
@@ -113,17 +69,16 @@ class FirstStep:
         mode: Mode = "paper",
         num_steps: int = NUM_STEPS,
     ) -> None:
-        from diffusers import DDIMScheduler
+        self.denoiser = denoiser_of(pipeline)
+        self.schedule = self.denoiser.schedule(num_steps, height=height, width=width)
+        self.step = self.schedule.steps[1 if mode == "released" else 0]
+        noise = self.denoiser.initial_latents(seeds, height=height, width=width)
+        self.latents = (self.schedule.initial_scale * noise).to(self.denoiser.dtype)
 
-        self.unet = pipeline.unet
-        self.prediction_type = pipeline.scheduler.config.prediction_type
-        scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-        scheduler.set_timesteps(num_steps)
-        self.timestep = int(scheduler.timesteps[1 if mode == "released" else 0])
-        self.alpha_bar = float(scheduler.alphas_cumprod[self.timestep])
-        shape = (self.unet.config.in_channels, height // pipeline.vae_scale_factor, width // pipeline.vae_scale_factor)
-        drawn = [torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
-        self.latents = torch.cat(drawn).to(pipeline.device, self.unet.dtype)
+    @property
+    def network(self) -> nn.Module:
+        """The network that predicts."""
+        return self.denoiser.network
 
     @torch.no_grad()
     def noise(self, condition: Conditioning, rows: Tensor | None = None) -> Float[Tensor, "n c h w"]:
@@ -131,19 +86,25 @@ class FirstStep:
         return self.predict_noise(condition, rows)
 
     def predict_noise(self, condition: Conditioning, rows: Tensor | None = None) -> Float[Tensor, "n c h w"]:
-        """Predicted noise eps; gradients pass.
+        """Predicted noise eps, or what stands for it; gradients pass.
 
         Args:
             condition: As many prompts as there are rows, or one for all.
             rows: Which of the seeds; all by default.
         """
-        latents = self.latents if rows is None else self.latents[rows]
-        condition = condition.repeat(len(latents)) if len(condition) == 1 else condition
-        output = predict(self.unet, latents, self.timestep, condition)
-        if self.prediction_type == "v_prediction":
-            # eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t (Salimans and Ho, arXiv 2202.00512, appendix D)
-            output = self.alpha_bar**0.5 * output + (1 - self.alpha_bar) ** 0.5 * latents
-        return output
+        return self.noise_at(self.latents if rows is None else self.latents[rows], condition)
+
+    def noise_at(self, latents: Float[Tensor, "n c h w"], condition: Conditioning) -> Float[Tensor, "n c h w"]:
+        """Predicted noise eps, or what stands for it, for latents of the caller's at this step; gradients pass.
+
+        Args:
+            latents: In the place of the step's own.
+            condition: As many prompts as there are latents, or one for all.
+        """
+        output = self._output_at(latents, condition)
+        if self.step.signal < MIN_SIGNAL and self.schedule.prediction != EPSILON:
+            return latents - clean_from_output(output, latents, self.step, self.schedule.prediction)
+        return noise_from_output(output, latents, self.step, self.schedule.prediction)
 
     def noise_difference(self, condition: Conditioning, rows: Tensor | None = None) -> Float[Tensor, "n c h w"]:
         """eps - x_T, scaled to [0, 1] per sample and channel, in float32 or more."""
@@ -152,12 +113,14 @@ class FirstStep:
         return scaled(difference.to(torch.promote_types(difference.dtype, torch.float32)))
 
     def clean_latents(self, condition: Conditioning, rows: Tensor | None = None) -> Float[Tensor, "n c h w"]:
-        """Predicted x_0 = (x_T - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar), but for that last factor, float32.
-
-        Gradients pass. The factor is left out because it is the same for all, and 0 where it ends in pure noise.
-        """
+        """Predicted clean latents x_0, float32; gradients pass."""
         latents = self.latents if rows is None else self.latents[rows]
-        return (latents - (1 - self.alpha_bar) ** 0.5 * self.predict_noise(condition, rows)).float()
+        output = self._output_at(latents, condition)
+        return clean_from_output(output.float(), latents.float(), self.step, self.schedule.prediction)
+
+    def _output_at(self, latents: Tensor, condition: Conditioning) -> Tensor:
+        condition = condition.repeat(len(latents)) if len(condition) == 1 else condition
+        return self.denoiser.predict(latents, self.step, condition)
 
 
 def scaled(planes: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
@@ -182,8 +145,8 @@ def difference_similarity(x: Float[Tensor, "n c h w"], y: Float[Tensor, "n c h w
         x,
         y,
         kernel_size=window,
-        sigma=_SIGMA * window / _WINDOW,
-        betas=_WEIGHTS,
+        sigma=gaussian_sigma(window),
+        betas=SCALE_WEIGHTS,
         data_range=1.0,
         reduction="none",
     )
@@ -199,6 +162,11 @@ def window_size(side: int) -> int:
             f"latents of at least {4 * _SMALLEST_WINDOW} px", f"{side} px", where="height, width", cure=cure
         )
     return window
+
+
+def gaussian_sigma(window: int) -> float:
+    """The deviation of the window's Gaussian: 1.5 for 11 px, in proportion for smaller ones."""
+    return _SIGMA * window / _WINDOW
 
 
 def pairwise_similarity(differences: Float[Tensor, "n c h w"]) -> Float[Tensor, "n n"]:

@@ -6,7 +6,9 @@ memorized. For one that is, they agree: everywhere (VM), inside the object (FM),
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fbmem_core.diffusion.noise_difference import Conditioning, predict
+from fbmem_core.diffusion.conditioning import Conditioning
+from fbmem_core.diffusion.denoiser import Denoiser, denoiser_of
+from fbmem_core.diffusion.guidance import Guidance
+from fbmem_core.diffusion.schedule import Schedule, clean_from_output, noise_from_output
 from fbmem_core.errors import InputError
 from fbmem_core.labels import Label
 
@@ -27,7 +32,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class SeedAgreement:
-    """How much the seeds of one prompt agree, from -1 to 1: each image's cosine with the one nearest to it, on average.
+    """Agreement of the seeds of one prompt, from -1 to 1: each image's cosine with the one nearest to it, on average.
 
     The nearest, because the images of a prompt may be copies of several pictures.
 
@@ -48,48 +53,65 @@ def predict_clean_latents(
     latents: Float[Tensor, "n c h w"],
     conditions: tuple[Conditioning, Conditioning],
     *,
-    guidance_scale: float,
+    guidance: Guidance,
     num_inference_steps: int,
     num_steps: int,
 ) -> Float[Tensor, "steps n c h w"]:
-    """The clean latents x_0 that the model predicts at each of the first steps of sampling, by DDIM.
+    """The clean latents x_0 that the model predicts at each of the first steps of sampling, float32.
+
+    The steps are those of the pipeline's own scheduler; from one to the next goes the deterministic step of first
+    order, x = signal x_0 + noise eps: what DDIM, Euler and flow matching do, and the first order of the others.
 
     Args:
-        pipeline: Its U-Net and scheduler's settings are used.
+        pipeline: Its network and scheduler are used.
         latents: x_T of n seeds, as `FirstStep` has them.
-        conditions: Of the empty prompt and of the prompt, one each.
-        guidance_scale: As in sampling; at most 1: none.
+        conditions: The unconditional one and the prompt, one each.
+        guidance: As in sampling.
         num_inference_steps: Of the whole sampling.
         num_steps: How many of them are made.
-    """
-    from diffusers import DDIMScheduler
 
-    if not 1 <= num_steps <= num_inference_steps:
+    Raises:
+        InputError: The sampling has fewer steps, or the device too little memory for one seed.
+    """
+    denoiser = denoiser_of(pipeline)
+    factor = pipeline.vae_scale_factor
+    height, width = (side * factor for side in latents.shape[-2:])
+    schedule = denoiser.schedule(num_inference_steps, height=height, width=width)
+    if not 1 <= num_steps <= len(schedule.steps):
         cure = "Change `num_steps` of `agreement`, or of `fade`."
-        raise InputError(f"1 to {num_inference_steps} steps", num_steps, cure=cure)
-    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    scheduler.set_timesteps(num_inference_steps)
-    num = len(latents)
-    empty, prompt = (condition.repeat(num) for condition in conditions)
-    both = Conditioning(
-        torch.cat([empty.embeds, prompt.embeds]),
-        {name: torch.cat([value, prompt.added[name]]) for name, value in empty.added.items()},
-    )
-    predicted = []
-    for timestep in scheduler.timesteps[:num_steps]:
-        if guidance_scale > 1:
-            uncond, text = predict(pipeline.unet, torch.cat([latents, latents]), timestep, both).chunk(2)
-            output = uncond + guidance_scale * (text - uncond)
-        else:
-            output = predict(pipeline.unet, latents, timestep, prompt)
-        done = scheduler.step(output, timestep, latents)
-        latents = done.prev_sample
-        predicted.append(done.pred_original_sample.float())
+        raise InputError(f"1 to {len(schedule.steps)} steps", num_steps, cure=cure)
+
+    def walk(batch: Sequence[int]) -> Tensor:
+        rows = latents[torch.tensor(batch, device=latents.device)]
+        return _walk(denoiser, rows, conditions, guidance, schedule, num_steps)
+
+    batches = denoiser.batches("clean latents", len(latents))
+    return torch.cat(list(batches.run(walk, range(len(latents)))), dim=1)
+
+
+def _walk(
+    denoiser: Denoiser,
+    latents: Tensor,
+    conditions: tuple[Conditioning, Conditioning],
+    guidance: Guidance,
+    schedule: Schedule,
+    num_steps: int,
+) -> Tensor:
+    latents, predicted = latents.to(torch.promote_types(latents.dtype, torch.float32)), []
+    for step, following in zip_longest(schedule.steps[:num_steps], schedule.steps[1:num_steps]):
+        output = denoiser.predict_guided(latents, step, conditions, guidance).to(latents)
+        noise = noise_from_output(output, latents, step, schedule.prediction)
+        clean = clean_from_output(output, latents, step, schedule.prediction)
+        if schedule.clip is not None:
+            clean = clean.clamp(-schedule.clip, schedule.clip)
+        predicted.append(clean)
+        if following is not None:
+            latents = following.signal * clean + following.noise * noise
     return torch.stack(predicted)
 
 
 def seed_agreement(latents: Float[Tensor, "n c h w"], alphas: Float[Tensor, "n 1 s s"]) -> SeedAgreement:
-    """How much the predicted clean latents of n seeds agree inside and outside the foregrounds of their images.
+    """Agreement of the predicted clean latents of n seeds inside and outside the foregrounds of their images.
 
     The cosine of two images x, y over a region with weights w is sum w <x, y> / sqrt(sum w <x, x> sum w <y, y>): the
     mean of that with the matte of x and that with the matte of y.

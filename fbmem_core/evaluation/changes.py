@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
+from fbmem_core.evaluation.intervals import mean_interval
 from fbmem_core.labels import SEVERITY
 
 _TEXT = ["prompt", "occurrence"]
@@ -23,6 +24,9 @@ class Rise:
         share_before: Share of them that were copies, in [0, 1]; None without an image.
         share_after: The same under the later checkpoint.
         p_value: How often chance alone gives as high a rise, see `sign_flip_test`.
+        num_units: Independent units among the prompts.
+        low: Lower end of the 95 % interval of the rise, over units; None for a single one.
+        high: Upper end.
     """
 
     num_prompts: int
@@ -30,6 +34,9 @@ class Rise:
     share_before: float | None
     share_after: float | None
     p_value: float
+    num_units: int
+    low: float | None
+    high: float | None
 
 
 def label_prompts(labels: pl.DataFrame, prompts: pl.DataFrame) -> pl.DataFrame:
@@ -88,38 +95,46 @@ def compare_prompts(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
     ).sort("change", "prompt_id")
 
 
-def measure_rise(before: pl.DataFrame, after: pl.DataFrame) -> Rise:
-    """How much more is memorized, over the images that both checkpoints have.
+def measure_rise(before: pl.DataFrame, after: pl.DataFrame, *, units: Mapping[str, str] | None = None) -> Rise:
+    """Rise of the memorized share, over the images that both checkpoints have.
 
     Args:
         before: Rows `prompt, prompt_id, seed, label` of the earlier checkpoint, one per image.
         after: The same of the later one.
+        units: By prompt_id of the earlier checkpoint, which prompts are wordings of one thing, see
+            `intervals.independent_units`; without it each prompt is its own.
     """
     one, other = (
-        _occurrences(rows.select("prompt_id", "prompt").unique(maintain_order=True))
-        .join(rows.drop_nulls("label").select("prompt_id", "seed", _memorized()), on="prompt_id")
-        .drop("prompt_id")
+        _occurrences(rows.select("prompt_id", "prompt").unique(maintain_order=True)).join(
+            rows.drop_nulls("label").select("prompt_id", "seed", _memorized()), on="prompt_id"
+        )
         for rows in (before, after)
     )
     pairs = one.join(other, on=[*_TEXT, "seed"], suffix="_after")
-    changes = pairs.group_by(_TEXT).agg((pl.col("memorized_after").cast(int) - pl.col("memorized").cast(int)).sum())
+    rises: dict[str, list[float]] = {}
+    for prompt_id, first, second in pairs.select("prompt_id", "memorized", "memorized_after").iter_rows():
+        rises.setdefault((units or {}).get(prompt_id, prompt_id), []).append(int(second) - int(first))
+    interval = mean_interval(rises)
     return Rise(
-        num_prompts=len(changes),
+        num_prompts=pairs["prompt_id"].n_unique(),
         num_images=len(pairs),
         share_before=pairs["memorized"].mean(),  # type: ignore[arg-type]
         share_after=pairs["memorized_after"].mean(),  # type: ignore[arg-type]
-        p_value=sign_flip_test(changes["memorized_after"].to_list()),
+        p_value=sign_flip_test(int(sum(steps)) for steps in rises.values()),
+        num_units=len(rises),
+        low=interval.low,
+        high=interval.high,
     )
 
 
 def sign_flip_test(changes: Iterable[int]) -> float:
     """The chance of as high a sum if every change were as likely with the other sign. One-sided, paired, exact.
 
-    The unit is the prompt: its seeds share a text and are not independent, so that a test over images would find
-    significance in a single prompt. With one image a prompt this is McNemar's exact test.
+    The unit is what is independent: its wordings and seeds are not, so that a test over images would find
+    significance in a single thing. With one image a unit this is McNemar's exact test.
 
     Args:
-        changes: For each prompt, how many more of its images are copies than before.
+        changes: For each unit, how many more of its images are copies than before.
 
     Returns:
         A p-value in (0, 1]; 1 where nothing changed.

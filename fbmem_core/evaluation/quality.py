@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fbmem_core.clustering import OPEN_CLIP_MODEL, OPEN_CLIP_WEIGHTS, load_open_clip
 from fbmem_core.errors import InputError, WeightsNotFoundError
-from fbmem_core.evaluation.brisque import brisque
 from fbmem_core.similarity.ms_ssim import ms_ssim
 
 Metric = Literal["brisque", "dbcnn", "qalign", "clip"]
@@ -48,7 +47,7 @@ class QualityRow:
 
 @dataclass(frozen=True)
 class Clip:
-    """Which CLIP measures alignment: a model of open_clip, and a tag or a file of weights."""
+    """The CLIP that measures alignment: a model of open_clip, and a tag or a file of weights."""
 
     model: str = OPEN_CLIP_MODEL
     weights: str = OPEN_CLIP_WEIGHTS
@@ -65,8 +64,8 @@ def measure_quality(
     """Mean and standard deviation of a metric over images.
 
     Args:
-        metric: `brisque` needs nothing else. `dbcnn` (arXiv 1907.02665) and `qalign` (arXiv 2312.17090) come from
-            pyiqa, the extra `quality`, which fetches their weights. `clip` is the cosine of image and prompt.
+        metric: `brisque`, `dbcnn` (arXiv 1907.02665) and `qalign` (arXiv 2312.17090) come from pyiqa, the extra
+            `quality`, which fetches their weights. `clip` is the cosine of image and prompt.
         images: RGB, of any size.
         prompts: The text of each image; `clip` needs them.
         clip: The model that `clip` takes.
@@ -96,7 +95,7 @@ def measure_quality(
 
 
 def diversity(images: Sequence[Image.Image], *, size: int = SIMILARITY_SIZE) -> float:
-    """How much the images of one prompt differ over its seeds: 1 - mean MS-SSIM of every two, at `size` px.
+    """Diversity of the images of one prompt over its seeds: 1 - mean MS-SSIM of every two, at `size` px.
 
     From 0, all alike, to 1. It is the similarity that labels are made of, so it needs no weights.
 
@@ -113,7 +112,7 @@ def diversity(images: Sequence[Image.Image], *, size: int = SIMILARITY_SIZE) -> 
 def side_effect(
     images: Mapping[Any, Image.Image], unmitigated: Mapping[Any, Image.Image], *, size: int = SIMILARITY_SIZE
 ) -> dict[Any, float]:
-    """How like non-memorized prompts' images stay to their unmitigated ones: MS-SSIM at `size` px; 1: untouched.
+    """Similarity of non-memorized prompts' images to their unmitigated ones: MS-SSIM at `size` px; 1: untouched.
 
     Args:
         images: By any key, such as (prompt_id, seed), sampled with the mitigation on for all prompts.
@@ -136,13 +135,13 @@ def _measure(
 ) -> Float[Tensor, " n"]:
     if metric == "clip":
         return _clip_alignment(images, prompts, clip, device)
-    score = brisque if metric == "brisque" else _load_pyiqa(metric, device)
-    found = []
+    score = _load_pyiqa(metric, device)
+    scores = []
     for _, group in groupby(images, key=lambda image: image.size):
         same_size = list(group)
         for first in range(0, len(same_size), _BATCH):
-            found.append(score(_tensor(same_size[first : first + _BATCH]).to(device)).flatten().float().cpu())
-    return torch.cat(found)
+            scores.append(score(_tensor(same_size[first : first + _BATCH]).to(device)).flatten().float().cpu())
+    return torch.cat(scores)
 
 
 def _load_pyiqa(metric: str, device: str) -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""How much memory a mitigation removes: labels before and after, matched by prompt and seed."""
+"""Mitigation scores: labels before and after, matched by prompt and seed."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from typing import Literal, get_args
 import numpy as np
 
 from fbmem_core.errors import InputError
+from fbmem_core.evaluation.intervals import NUM_RESAMPLES, UnitMean, Verdict, unit_mean
 from fbmem_core.labels import SEVERITY, Label
 
 Weights = Literal["severity", "released"]
 Key = tuple[Hashable, Hashable]  # prompt_id, seed
 Labels = Mapping[Key, Label | None]
 Transition = tuple[Label, Label]  # before, after
+Units = Mapping[Hashable, Hashable]  # by prompt_id
 
 LABELS: tuple[Label, ...] = get_args(Label)
 # the one cell in which the code of arXiv 2508.12148 is not the difference of the severities, which is -1
 _ODD_CELL: tuple[Transition, float] = (("BM", "FM"), -0.5)
-NUM_RESAMPLES = 10_000
-_INTERVAL = (2.5, 97.5)  # percentiles
 
 
 @dataclass(frozen=True)
 class MitigationScore:
-    """How far the severity fell.
+    """Mean fall of severity, with its interval.
 
     Attributes:
         score: Mean fall over the generations; below 0 the mitigation made it worse.
         achievable: Mean severity before: the score if no memory were left.
         num_generations: That count: labelled before and after.
         num_missing: That do not: absent, or undecided, before or after.
-        low: Lower end of the 95 % interval of `score` over prompts; None for a single prompt.
+        low: Lower end of the 95 % interval of `score` over independent units; None for a single one.
         high: Upper end.
+        num_units: Independent units: prompts, unless told which of them are one thing.
     """
 
     score: float
@@ -43,18 +44,26 @@ class MitigationScore:
     num_missing: int
     low: float | None
     high: float | None
+    num_units: int
 
 
 def mitigation_score(
-    before: Labels, after: Labels, *, weights: Weights = "severity", num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    before: Labels,
+    after: Labels,
+    *,
+    units: Units | None = None,
+    weights: Weights = "severity",
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
 ) -> MitigationScore:
     """Mean of severity(before) - severity(after) over generations of the same prompt and seed.
 
     Args:
         before: By (prompt_id, seed), the label without mitigation; None where undecided.
         after: The same with it.
-        weights: `severity`, or `release` as the authors' code counts (BM -> FM is -0.5 there, not -1).
-        num_resamples: Of the bootstrap, which draws prompts: the images of one prompt are no independent samples.
+        weights: `severity`, or `released` as the authors' code counts (BM -> FM is -0.5 there, not -1).
+        units: Which prompts are wordings of one thing, see `intervals.independent_units`; without it each is its own.
+        num_resamples: Of the bootstrap, which draws units: their images are no independent samples.
         seed: Of the bootstrap.
 
     Raises:
@@ -65,36 +74,49 @@ def mitigation_score(
         cure = "Label the mitigated images first."
         raise InputError("a generation that is labelled before and after", "none", where="mitigation_score", cure=cure)
     falls = {key: transition_weight(*transition, weights=weights) for key, transition in transitions.items()}
-    low, high = _interval(falls, num_resamples, seed)
+    found = _over_units(falls, units, num_resamples, seed)
     return MitigationScore(
-        score=float(np.mean(list(falls.values()))),
+        score=found.mean,
         achievable=float(np.mean([SEVERITY[first] for first, _ in transitions.values()])),
         num_generations=len(falls),
         num_missing=len(before.keys() | after.keys()) - len(falls),
-        low=low,
-        high=high,
+        low=found.interval.low,
+        high=found.interval.high,
+        num_units=found.num_units,
     )
 
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """By how much one mitigation removes more than another.
+    """Paired difference of two mitigations, with its interval.
 
     Attributes:
         difference: Mean of severity(other) - severity(after) over the generations; above 0 `after` removes more.
         num_generations: That count: labelled without mitigation and under both.
-        low: Lower end of the 95 % interval of `difference` over prompts; None for a single prompt.
+        low: Lower end of the 95 % interval of `difference` over independent units; None for a single one.
         high: Upper end.
+        num_units: Independent units.
+        p_value: Of the test that draws the sign of each unit, two-sided.
+        verdict: `more`, `less` or `cannot be told apart`: interval and test must agree.
     """
 
     difference: float
     num_generations: int
     low: float | None
     high: float | None
+    num_units: int
+    p_value: float
+    verdict: Verdict
 
 
 def score_difference(
-    before: Labels, after: Labels, other: Labels, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    before: Labels,
+    after: Labels,
+    other: Labels,
+    *,
+    units: Units | None = None,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
 ) -> ScoreDifference:
     """Two mitigations on the same generations: what their prompts have in common is in neither's favour.
 
@@ -109,12 +131,13 @@ def score_difference(
         cure = "Label the images of both mitigations first."
         raise InputError("a generation that is labelled under both", "none", where="score_difference", cure=cure)
     gains = {key: SEVERITY[first] - SEVERITY[second] for key, (first, second) in both.items()}
-    low, high = _interval(gains, num_resamples, seed)
-    return ScoreDifference(float(np.mean(list(gains.values()))), len(gains), low, high)
+    found = _over_units(gains, units, num_resamples, seed)
+    ends = found.interval
+    return ScoreDifference(found.mean, len(gains), ends.low, ends.high, found.num_units, found.p_value, found.verdict)
 
 
 def label_transitions(before: Labels, after: Labels) -> dict[Transition, int]:
-    """How many generations went from each label to each: all 16 counts, by (before, after)."""
+    """Counts of generations by (label before, label after): all 16."""
     counts: dict[Transition, int] = dict.fromkeys(product(LABELS, LABELS), 0)
     for transition in _matched(before, after).values():
         counts[transition] += 1
@@ -122,7 +145,7 @@ def label_transitions(before: Labels, after: Labels) -> dict[Transition, int]:
 
 
 def transition_weight(before: Label, after: Label, *, weights: Weights = "severity") -> float:
-    """What a generation of this transition counts."""
+    """Weight of one generation of this transition."""
     if weights == "released" and (before, after) == _ODD_CELL[0]:
         return _ODD_CELL[1]
     return SEVERITY[before] - SEVERITY[after]
@@ -137,18 +160,8 @@ def _matched(before: Labels, after: Labels) -> dict[Key, Transition]:
     return found
 
 
-def _interval(values: Mapping[Key, float], num_resamples: int, seed: int) -> tuple[float | None, float | None]:
-    """Bootstrap over prompts; a prompt that is drawn brings all its generations."""
-    of_prompt: dict[Hashable, list[float]] = {}
+def _over_units(values: Mapping[Key, float], units: Units | None, num_resamples: int, seed: int) -> UnitMean:
+    grouped: dict[Hashable, list[float]] = {}
     for (prompt_id, _), value in values.items():
-        of_prompt.setdefault(prompt_id, []).append(value)
-    if len(of_prompt) < 2:
-        return None, None
-    totals = np.array([sum(some) for some in of_prompt.values()])
-    counts = np.array([len(some) for some in of_prompt.values()])
-    # how often each prompt is drawn [resamples, prompts]
-    drawn = np.random.default_rng(seed).multinomial(
-        len(counts), np.full(len(counts), 1 / len(counts)), size=num_resamples
-    )
-    low, high = np.percentile((drawn @ totals) / (drawn @ counts), _INTERVAL)
-    return float(low), float(high)
+        grouped.setdefault(prompt_id if units is None else units.get(prompt_id, prompt_id), []).append(value)
+    return unit_mean(grouped, num_resamples=num_resamples, seed=seed)

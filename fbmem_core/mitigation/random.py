@@ -1,34 +1,132 @@
-"""The control: as many neurons as NeMo switches off, but any."""
+"""The control of any mitigation: a change of the same size and place, but anywhere within it."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import ClassVar
 
-import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
 
-from fbmem_core.mitigation.method import NeuronMethod
-from fbmem_core.neurons.layers import NO_NEURONS, NeuronSet, layer_sizes, named_sets
+from fbmem_core.diffusion.denoiser import denoiser_of
+from fbmem_core.diffusion.noise_difference import encode_prompts
+from fbmem_core.errors import InputError
+from fbmem_core.mitigation import METHODS
+from fbmem_core.mitigation.method import Intervention, Method
+from fbmem_core.mitigation.options import Options
+
+_NO_CONTROL = ("random", "clean_twin")
 
 
-class Random(NeuronMethod):
-    """For each prompt as many random neurons of the searched layers as it has refined ones.
+class RandomOptions(Options):
+    """`like` is the title of another mitigation of the audit, or the name of a method; `seed` numbers the draw."""
 
-    They depend on the prompt's id and on `seed`, not on the other prompts.
+    like: str = "nemo"
+    seed: int = Field(0, ge=0)
+
+
+class Random(Method):
+    """What another mitigation does, with chance in the place of its choice.
+
+    Neurons: as many of each layer, multiplied alike. Weights: as many of each row are zeroed. Embeddings and latents:
+    moved as far, every token and every image for itself, in a random direction. The draw depends on the prompt's id
+    and on `seed`; several draws tell how much chance varies.
+
+    Raises:
+        InputError: There is no such mitigation, or it has no control.
     """
 
     name = "random"
-    defaults: ClassVar[Mapping[str, float]] = {"factor": 0.0, "seed": 0}
+    options_type: ClassVar[type[Options]] = RandomOptions
 
-    def neurons(self, prompt_id: str) -> NeuronSet:
-        """Drawn without replacement, all neurons alike."""
-        num = len(self.evidence.neurons.get(prompt_id, NO_NEURONS))
-        if not num:
-            return NO_NEURONS
-        sizes = layer_sizes(self.evidence.pipeline.unet, self.layers)
-        every = [(layer, neuron) for layer, size in sizes.items() for neuron in range(size)]
-        what = f"{prompt_id}\0{self.options['seed']:.0f}".encode()
-        generator = np.random.default_rng(int.from_bytes(hashlib.sha256(what).digest()[:8], "big"))
-        chosen = generator.choice(len(every), size=num, replace=False)
-        return named_sets(("", *every[index]) for index in sorted(chosen))[""]
+    @cached_property
+    def rival(self) -> Method:
+        """The mitigation that it is the control of."""
+        like = self.options.like
+        if like in _NO_CONTROL:
+            cure = "Name another mitigation in `like`."
+            raise InputError("a mitigation that chooses something", f"`{like}`", where="`random`", cure=cure)
+        if self.evidence.rival is not None:
+            return self.evidence.rival(like)
+        return METHODS[like](self.evidence)
+
+    def intervention(self, prompt_id: str) -> Intervention:
+        """As large as the other one's."""
+        return self._drawn(self.rival.intervention(prompt_id), prompt_id)
+
+    def everywhere(self, prompt_id: str) -> Intervention:
+        """As large as the other one's for all prompts; one draw of neurons and weights serves every prompt."""
+        return self._drawn(self.rival.everywhere(prompt_id), prompt_id, is_global=True)
+
+    @property
+    def num_neurons(self) -> int:
+        """As many as the other one's."""
+        return self.rival.num_neurons
+
+    @property
+    def share(self) -> float:
+        """The same as the other one's."""
+        return self.rival.share
+
+    def _drawn(self, intervention: Intervention, prompt_id: str, *, is_global: bool = False) -> Intervention:
+        of_all, of_prompt = (_generator(name, self.options.seed) for name in ("", prompt_id))
+        shared = of_all if is_global else of_prompt
+        network = self.evidence.network
+        return replace(
+            intervention,
+            factors={layer: _permuted(factor, shared) for layer, factor in intervention.factors.items()},
+            weights={
+                name: _pruned_anywhere(network.get_parameter(name).detach(), weight, of_all)
+                for name, weight in intervention.weights.items()
+            },
+            embeds=self._moved_embeds(intervention.embeds, prompt_id, of_prompt),
+            latents=self._moved_latents(intervention, of_prompt),
+        )
+
+    def _moved_embeds(self, embeds: Tensor | None, prompt_id: str, generator: torch.Generator) -> Tensor | None:
+        if embeds is None:
+            return None
+        known = self.evidence
+        own = encode_prompts(known.pipeline, [known.prompts[prompt_id]], height=known.height, width=known.width).embeds
+        return _moved(own, embeds, generator)
+
+    def _moved_latents(self, intervention: Intervention, generator: torch.Generator) -> dict[int, Tensor]:
+        seeds = list(intervention.latents)
+        if not seeds:
+            return {}
+        known = self.evidence
+        own = denoiser_of(known.pipeline).initial_latents(seeds, height=known.height, width=known.width)
+        pairs = zip(seeds, own, strict=True)
+        return {
+            seed: _moved(latents.flatten()[None], intervention.latents[seed].flatten()[None], generator).view_as(
+                latents
+            )
+            for seed, latents in pairs
+        }
+
+
+def _generator(prompt_id: str, seed: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{prompt_id}\0{seed}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _permuted(factor: Tensor, generator: torch.Generator) -> Tensor:
+    return factor[torch.randperm(len(factor), generator=generator).to(factor.device)]
+
+
+def _pruned_anywhere(weight: Tensor, changed: Tensor, generator: torch.Generator) -> Tensor:
+    """Zeroes as many weights of each row [out, in] as the other mitigation changed."""
+    num_pruned = (changed.to(weight) != weight).sum(dim=1, keepdim=True).cpu()
+    ranks = torch.rand(weight.shape, generator=generator).argsort(dim=1).argsort(dim=1)
+    return weight.masked_fill((ranks < num_pruned).to(weight.device), 0)
+
+
+def _moved(own: Tensor, moved: Tensor, generator: torch.Generator) -> Tensor:
+    """Every row (last dimension) of `own` moved as far as in `moved`, in a random direction."""
+    distance = (moved.to(own) - own).float().norm(dim=-1, keepdim=True)
+    direction = torch.randn(own.shape, generator=generator).to(own.device)
+    step = direction / direction.norm(dim=-1, keepdim=True) * distance
+    return (own.float() + step).to(moved.dtype)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, ClassVar
@@ -15,37 +15,52 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts
+from fbmem_core.diffusion.conditioning import Conditioning
+from fbmem_core.diffusion.guidance import NO_GUIDANCE
+from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts, encode_unconditional
 from fbmem_core.diffusion.seed_agreement import predict_clean_latents
 from fbmem_core.errors import InputError
-from fbmem_core.mitigation.method import NO_INTERVENTION, Evidence, Intervention, Method
+from fbmem_core.mitigation.method import NO_INTERVENTION, Intervention, Method
+from fbmem_core.mitigation.options import Count, Options, PositiveShare
 
-_LAYERS = re.compile(r".*\.transformer_blocks\.\d+\.ff\.net\.2")
+_LAYERS = re.compile(r"(?:.*\.)?transformer_blocks\.\d+\.ff\.net\.2")
+
+
+class WandaOptions(Options):
+    """As in the authors' code by default.
+
+    `sparsity` of each row may be pruned at a step. `early` is the share of the sampling steps that are looked at, over
+    `num_seeds` images of a prompt. `unit_tokens` scales each token's inputs to length 1 first. `per_step` makes a mask
+    for each step and takes their union; without it the inputs of all steps make one mask. `guided` samples with the
+    audit's guidance, so that the empty half of the batch counts too.
+    """
+
+    sparsity: PositiveShare = 0.01
+    early: PositiveShare = 1.0
+    num_seeds: Count = 1
+    unit_tokens: bool = True
+    per_step: bool = True
+    guided: bool = True
 
 
 class Wanda(Method):
     """The second feed-forward layer of each transformer block loses weights, the same for all prompts.
 
-    Of each row those of the highest `sparsity` (1 %) by score over all memorized prompts, where that score exceeds the
-    empty prompt's. X is gathered over the first `early` fifth of the sampling steps, without guidance, at the seeds of
-    the evidence, all tokens, steps and prompts alike; the paper prunes for each step and takes the union.
+    At each step, of each row those of the highest `sparsity` (1 %) by score over all memorized prompts, where that
+    score exceeds the empty prompt's; over the steps, all that any step names.
     """
 
     name = "wanda"
-    defaults: ClassVar[Mapping[str, float]] = {"sparsity": 0.01, "early": 0.2}
-
-    def __init__(self, evidence: Evidence, **options: float) -> None:
-        super().__init__(evidence, **options)
-        for name, value in self.options.items():
-            if not 0 < value <= 1:
-                raise InputError(f"`{name}` above 0, at most 1", value, where="the options of `wanda`", cure="Mend it.")
+    options_type: ClassVar[type[Options]] = WandaOptions
+    strength = "sparsity"
+    strengths = (0.0025, 0.005, 0.01, 0.02, 0.05)
 
     def intervention(self, prompt_id: str) -> Intervention:
         """The pruned weights, whichever the prompt is."""
         return self._pruned[0]
 
     def everywhere(self, prompt_id: str) -> Intervention:
-        """The same."""
+        """The pruned weights."""
         return self._pruned[0]
 
     @property
@@ -55,7 +70,7 @@ class Wanda(Method):
 
     @property
     def share(self) -> float:
-        """Of all weights of those layers."""
+        """Share of all weights of those layers."""
         total = sum(weight.numel() for weight in self._pruned[0].weights.values())
         return self.num_neurons / total if total else 0.0
 
@@ -63,47 +78,54 @@ class Wanda(Method):
     def _pruned(self) -> tuple[Intervention, int]:
         if not self.evidence.memorized:
             return NO_INTERVENTION, 0
-        unet = self.evidence.pipeline.unet
+        network = self.evidence.network
         memorized, empty = self._input_norms([self.evidence.prompts[p] for p in sorted(self.evidence.memorized)])
         weights, num_pruned = {}, 0
         for layer, norms in memorized.items():
-            weight = unet.get_submodule(layer).weight.detach()
-            mask = pruned_mask(weight, norms, empty[layer], sparsity=self.options["sparsity"])
+            weight = network.get_parameter(f"{layer}.weight").detach()
+            mask = torch.zeros_like(weight, dtype=torch.bool)
+            for of_memorized, of_empty in zip(norms, empty[layer], strict=True):
+                mask |= pruned_mask(weight, of_memorized, of_empty, sparsity=self.options.sparsity)
             num_pruned += int(mask.sum())
             weights[f"{layer}.weight"] = weight.masked_fill(mask, 0)
         return Intervention(weights=weights), num_pruned
 
     def _input_norms(self, prompts: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """||X||_2 of each input feature, by layer [in], over these prompts and over the empty one."""
+        """||X||_2 by layer [masks, in], over these prompts and over the empty one, both of as many tokens."""
         known = self.evidence
         size: dict[str, Any] = {"height": known.height, "width": known.width}
-        latents = FirstStep(known.pipeline, known.seeds, num_steps=known.num_steps, **size).latents
-        conditions = encode_prompts(known.pipeline, ["", *prompts], **size)
-        num_steps = math.ceil(self.options["early"] * known.num_inference_steps)
+        seeds = list(known.seeds)[: self.options.num_seeds]
+        latents = FirstStep(known.pipeline, seeds, num_steps=known.num_steps, **size).latents
+        conditions = encode_prompts(known.pipeline, prompts, **size)
+        empty = encode_unconditional(known.pipeline, known.guidance.negative_prompt, **size)
+        num_steps = math.ceil(self.options.early * known.num_inference_steps)
 
         def run(condition: Conditioning) -> None:
             predict_clean_latents(
                 known.pipeline,
                 latents,
-                (condition, condition),
-                guidance_scale=1.0,
+                (empty, condition),
+                guidance=known.guidance if self.options.guided else NO_GUIDANCE,
                 num_inference_steps=known.num_inference_steps,
                 num_steps=num_steps,
             )
 
-        with _summed_squares(known.pipeline.unet) as of_empty:
-            run(conditions.rows(0))
-        with _summed_squares(known.pipeline.unet) as of_memorized:
-            for row in range(1, len(conditions)):
+        network, unit_tokens = known.network, self.options.unit_tokens
+        with _summed_squares(network, num_steps, unit_tokens=unit_tokens) as of_empty:
+            run(empty)
+        with _summed_squares(network, num_steps, unit_tokens=unit_tokens) as of_memorized:
+            for row in range(len(conditions)):
                 run(conditions.rows(row))
-        return (
-            {layer: (squares / len(prompts)).sqrt() for layer, squares in of_memorized.items()},
-            {layer: squares.sqrt() for layer, squares in of_empty.items()},
-        )
+        return self._norms(of_memorized, len(prompts)), self._norms(of_empty, 1)
+
+    def _norms(self, squares: dict[str, Tensor], num_prompts: int) -> dict[str, Tensor]:
+        if not self.options.per_step:
+            squares = {layer: value.sum(dim=0, keepdim=True) for layer, value in squares.items()}
+        return {layer: (value / num_prompts).sqrt() for layer, value in squares.items()}
 
 
 def pruned_mask(weight: Tensor, norms: Tensor, empty_norms: Tensor, *, sparsity: float) -> Tensor:
-    """Which weights [out, in] are pruned: of each row the highest scores, where they exceed the empty prompt's.
+    """Mask [out, in] of pruned weights: of each row the highest scores, where they exceed the empty prompt's.
 
     Args:
         weight: [out, in].
@@ -118,18 +140,28 @@ def pruned_mask(weight: Tensor, norms: Tensor, empty_norms: Tensor, *, sparsity:
 
 
 @contextmanager
-def _summed_squares(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Inside the `with`, the squares of the layers' inputs are summed over samples and tokens: by layer [in]."""
-    layers = [name for name, _ in unet.named_modules() if _LAYERS.fullmatch(name)]
+def _summed_squares(network: nn.Module, num_steps: int, *, unit_tokens: bool) -> Iterator[dict[str, Tensor]]:
+    """Inside the `with`, the squares of the layers' inputs are summed over samples and tokens: by layer [steps, in].
+
+    Samplings of `num_steps` passes each are expected, one after the other.
+    """
+    layers = [name for name, _ in network.named_modules() if _LAYERS.fullmatch(name)]
     if not layers:
-        raise InputError("a U-Net with transformer blocks", "none", where="its blocks", cure="Leave out `wanda`.")
-    total: dict[str, Tensor] = {}
+        expected = "a network with feed-forward layers beside its attention"
+        raise InputError(expected, "none", where="its blocks", cure="Leave out `wanda`.")
+    totals: dict[str, Tensor] = {}
+    num_passes = dict.fromkeys(layers, 0)
     with ExitStack() as stack:
         for name in layers:
 
             def add(_module: nn.Module, inputs: Any, name: str = name) -> None:
-                squares = inputs[0].float().square().flatten(0, -2).sum(dim=0)
-                total[name] = total[name] + squares if name in total else squares
+                tokens = inputs[0].float().flatten(0, -2)
+                if unit_tokens:
+                    tokens = nn.functional.normalize(tokens, dim=1)
+                if name not in totals:
+                    totals[name] = tokens.new_zeros(num_steps, tokens.shape[1])
+                totals[name][num_passes[name] % num_steps] += tokens.square().sum(dim=0)
+                num_passes[name] += 1
 
-            stack.callback(unet.get_submodule(name).register_forward_pre_hook(add).remove)
-        yield total
+            stack.callback(network.get_submodule(name).register_forward_pre_hook(add).remove)
+        yield totals

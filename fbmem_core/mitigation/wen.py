@@ -5,7 +5,7 @@ Notation: gap = ||eps_cond - eps_uncond||_2 at the first step, without which a p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -14,8 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, encode_prompts
-from fbmem_core.mitigation.method import NO_INTERVENTION, Evidence, Intervention, Method
+from fbmem_core.diffusion.conditioning import Conditioning
+from fbmem_core.diffusion.gradients import gradients_of
+from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts, encode_unconditional
+from fbmem_core.mitigation.method import NO_INTERVENTION, ImageMethod, Intervention
+from fbmem_core.mitigation.options import Count, Options, Rate, TargetOptions
 from fbmem_core.neurons.hooks import frozen
 from fbmem_core.neurons.statistics import check_number
 
@@ -28,38 +31,43 @@ MAX_STEPS = 10
 NUM_SEEDS = 4
 
 
-class Wen(Method):
-    """A prompt's embedding is optimised until its gap, on average over the seeds, is at or below a target.
+class WenOptions(TargetOptions):
+    """The paper's rate and limit; its target of 3 holds for Stable Diffusion v1.4 at 512 px."""
+
+    learning_rate: Rate = LEARNING_RATE
+    max_steps: Count = MAX_STEPS
+
+
+class Wen(ImageMethod):
+    """A prompt's embedding is optimised until its gap, on average over its images' latents, is at or below a target.
 
     AdamW, at most 10 steps, the first token's embedding left alone but for the weight decay. A prompt that is below
-    stays as it is. The paper's target of 3 holds for one model and size: here it is the mean and `num_stddevs` standard
-    deviations of the gap over non-memorized prompts.
+    stays as it is.
     """
 
     name = "wen"
-    defaults: ClassVar[Mapping[str, float]] = {
-        "num_stddevs": 1.0,
-        "learning_rate": LEARNING_RATE,
-        "max_steps": MAX_STEPS,
-        "num_non_memorized": 100,
-    }
-    num_neurons = 0
-    share = 0.0
+    options_type: ClassVar[type[Options]] = WenOptions
+    strength = "num_stddevs"
+    strengths = (4.0, 2.0, 1.0, 0.0, -1.0)
 
-    def __init__(self, evidence: Evidence, **options: float) -> None:
-        super().__init__(evidence, **options)
-        self._found: dict[str, Intervention] = {}
-        self._size = {"height": evidence.height, "width": evidence.width}
-
-    def intervention(self, prompt_id: str) -> Intervention:
+    def compute(self, prompt_id: str) -> Intervention:
         """The optimised embedding; none where the prompt is below the target anyway."""
-        if prompt_id not in self._found:
-            self._found[prompt_id] = self._optimise(self.evidence.prompts[prompt_id])
-        return self._found[prompt_id]
-
-    def everywhere(self, prompt_id: str) -> Intervention:
-        """The same: the rule asks nothing of other prompts."""
-        return self.intervention(prompt_id)
+        known = self.evidence
+        step = self._step(known.seeds_of(prompt_id))
+        empty, condition = self._unconditional(step), self._encode(known.prompts[prompt_id])
+        embeds = condition.embeds.float().requires_grad_()
+        optimizer = torch.optim.AdamW([embeds], lr=self.options.learning_rate)
+        num_steps, target = 0, self.target
+        with torch.enable_grad(), frozen(step.network):
+            while num_steps < self.options.max_steps:
+                gap = noise_gap(step, replace(condition, embeds=embeds.to(step.denoiser.dtype)), empty).mean()
+                if gap.item() <= target:
+                    break
+                [embeds.grad] = gradients_of(gap, [embeds], step.denoiser.dtype)
+                embeds.grad[:, 0] = 0
+                optimizer.step()
+                num_steps += 1
+        return Intervention(embeds=embeds.detach().to(condition.embeds)) if num_steps else NO_INTERVENTION
 
     @cached_property
     def target(self) -> float:
@@ -68,39 +76,24 @@ class Wen(Method):
         Raises:
             InputError: There are fewer than 20 non-memorized prompts.
         """
-        some = list(self.evidence.non_memorized)[: int(self.options["num_non_memorized"])]
-        check_number(len(some))
-        conditions = encode_prompts(self.evidence.pipeline, some, **self._size)
-        gaps = torch.tensor(_mean_gaps(self._step, conditions, self._unconditional), dtype=torch.float64)
-        return (gaps.mean() + self.options["num_stddevs"] * gaps.std()).item()
+        if self.options.target is not None:
+            return self.options.target
+        texts = list(self.evidence.non_memorized)[: self.options.num_non_memorized]
+        check_number(len(texts))
+        step = self._step(tuple(self.evidence.seeds))
+        gaps = torch.tensor(_mean_gaps(step, self._encode(*texts), self._unconditional(step)), dtype=torch.float64)
+        return (gaps.mean() + self.options.num_stddevs * gaps.std()).item()
 
-    @cached_property
-    def _step(self) -> FirstStep:
+    def _step(self, seeds: tuple[int, ...]) -> FirstStep:
         known = self.evidence
-        size = self._size
-        return FirstStep(
-            known.pipeline, known.seeds, height=size["height"], width=size["width"], num_steps=known.num_steps
-        )
+        return FirstStep(known.pipeline, seeds, height=known.height, width=known.width, num_steps=known.num_steps)
 
-    @cached_property
-    def _unconditional(self) -> Tensor:
-        return unconditional(self.evidence.pipeline, self._step, **self._size)
+    def _unconditional(self, step: FirstStep) -> Tensor:
+        return unconditional(self.evidence.pipeline, step, height=self.evidence.height, width=self.evidence.width)
 
-    def _optimise(self, prompt: str) -> Intervention:
-        step, condition = self._step, encode_prompts(self.evidence.pipeline, [prompt], **self._size)
-        embeds = condition.embeds.float().requires_grad_()
-        optimizer = torch.optim.AdamW([embeds], lr=self.options["learning_rate"])
-        num_steps, target = 0, self.target
-        with torch.enable_grad(), frozen(step.unet):
-            while num_steps < self.options["max_steps"]:
-                gap = noise_gap(step, replace(condition, embeds=embeds.to(step.unet.dtype)), self._unconditional).mean()
-                if gap.item() <= target:
-                    break
-                [embeds.grad] = torch.autograd.grad(gap, [embeds])
-                embeds.grad[:, 0] = 0
-                optimizer.step()
-                num_steps += 1
-        return Intervention(embeds=embeds.detach().to(condition.embeds)) if num_steps else NO_INTERVENTION
+    def _encode(self, *prompts: str) -> Conditioning:
+        known = self.evidence
+        return encode_prompts(known.pipeline, prompts, height=known.height, width=known.width)
 
 
 def detection_metric(
@@ -122,8 +115,8 @@ def detection_metric(
 
 
 def unconditional(pipeline: DiffusionPipeline, step: FirstStep, *, height: int, width: int) -> Float[Tensor, "n c h w"]:
-    """Predicted noise for the empty prompt, of each seed."""
-    return step.noise(encode_prompts(pipeline, [""], height=height, width=width))
+    """Predicted noise for the unconditional prompt, of each seed."""
+    return step.noise(encode_unconditional(pipeline, height=height, width=width))
 
 
 def noise_gap(step: FirstStep, condition: Conditioning, empty: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:

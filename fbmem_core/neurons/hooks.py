@@ -1,10 +1,10 @@
-"""Look into a U-Net and change it, for as long as a `with` lasts: hooks by dotted name, always removed."""
+"""Look into a network and change it, for as long as a `with` lasts: hooks by dotted name, always removed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,12 +13,9 @@ from torch import Tensor, nn
 from fbmem_core.errors import InputError
 from fbmem_core.neurons.layers import NeuronSet
 
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
 
 @contextmanager
-def record_outputs(unet: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
+def record_outputs(network: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
     """Inside the `with`, the outputs of these layers are gathered: one tensor a forward pass, by layer."""
     found: dict[str, list[Tensor]] = {name: [] for name in layers}
     with ExitStack() as stack:
@@ -27,16 +24,16 @@ def record_outputs(unet: nn.Module, layers: Iterable[str]) -> Iterator[dict[str,
             def keep(_module: nn.Module, _input: Any, output: Tensor, outputs: list[Tensor] = outputs) -> None:
                 outputs.append(output)
 
-            stack.enter_context(_hooked(unet, name, keep))
+            stack.enter_context(_hooked(network, name, keep))
         yield found
 
 
 @contextmanager
-def scale_neurons(unet: nn.Module, factors: Mapping[str, Float[Tensor, "*n features"]]) -> Iterator[None]:
+def scale_neurons(network: nn.Module, factors: Mapping[str, Float[Tensor, "*n features"]]) -> Iterator[None]:
     """Inside the `with`, the neurons of these layers are multiplied: 0 switches one off, 1 leaves it.
 
     Args:
-        unet: The U-Net, or any model that has these layers.
+        network: Of the denoiser, or any model that has these layers.
         factors: By layer: one factor for each of its features, for all samples alike or for each sample of the batch.
 
     Raises:
@@ -44,7 +41,7 @@ def scale_neurons(unet: nn.Module, factors: Mapping[str, Float[Tensor, "*n featu
     """
     with ExitStack() as stack:
         for name, factor in factors.items():
-            stack.enter_context(_hooked(unet, name, _scaler(name, factor)))
+            stack.enter_context(_hooked(network, name, _scaler(name, factor)))
         yield
 
 
@@ -62,20 +59,21 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
 
 def deactivation_factors(
-    unet: UNet2DConditionModel, neurons: NeuronSet, *, factor: float = 0.0
+    network: nn.Module, neurons: NeuronSet, *, factor: float = 0.0
 ) -> dict[str, Float[Tensor, " features"]]:
-    """What `scale_neurons` takes to multiply these neurons by `factor` and leave the others as they are.
+    """Factors for `scale_neurons` that multiply these neurons by `factor` and leave the others as they are.
 
     Raises:
-        InputError: The U-Net has no such layer or no such neuron.
+        InputError: The network has no such layer or no such neuron.
     """
     found = {}
     for layer, some in neurons.indices.items():
-        size = _layer(unet, layer).out_features
+        module = _layer(network, layer)
+        size = module.out_features
         if not 0 <= min(some) <= max(some) < size:
             cure = "Use neurons that were found in this checkpoint."
             raise InputError(f"neurons from 0 to {size - 1}", f"{min(some)} to {max(some)}", where=layer, cure=cure)
-        found[layer] = torch.ones(size, device=unet.device, dtype=unet.dtype)
+        found[layer] = torch.ones(size, device=module.weight.device, dtype=module.weight.dtype)
         found[layer][sorted(some)] = factor
     return found
 
@@ -91,17 +89,17 @@ def _scaler(name: str, factor: Tensor) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def _hooked(unet: nn.Module, name: str, hook: Callable[..., Any]) -> Iterator[None]:
-    handle = _layer(unet, name).register_forward_hook(hook)
+def _hooked(network: nn.Module, name: str, hook: Callable[..., Any]) -> Iterator[None]:
+    handle = _layer(network, name).register_forward_hook(hook)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _layer(unet: nn.Module, name: str) -> Any:
+def _layer(network: nn.Module, name: str) -> Any:
     try:
-        return unet.get_submodule(name)
+        return network.get_submodule(name)
     except AttributeError:
         cure = "Use neurons that were found in this checkpoint."
-        raise InputError(f"a layer `{name}`", "no such layer", where="the U-Net", cure=cure) from None
+        raise InputError(f"a layer `{name}`", "no such layer", where="the network", cure=cure) from None

@@ -1,55 +1,55 @@
-"""Which layers hold value neurons. A value neuron is one output feature of one cross-attention `attn2.to_v`."""
+"""Layers that hold value neurons. A value neuron is one output feature of one projection of the text to values."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fbmem_core.errors import InputError
 from fbmem_core.neurons import Layers
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from diffusers import DiffusionPipeline
+    from torch import nn
 
-_VALUES = re.compile(r"(down_blocks|mid_block|up_blocks)\..*\.attn2\.to_v")
-_ORDER = ("down_blocks", "mid_block", "up_blocks")
+_ORDER = ("down_blocks", "mid_block", "up_blocks")  # of a U-Net; a transformer's names sort by their numbers
 
 
-def value_layers(unet: UNet2DConditionModel, layers: Layers = "released") -> tuple[str, ...]:
-    """Dotted names of the value layers, in the order in which the U-Net runs them.
+def value_layers(pipeline: DiffusionPipeline, layers: Layers = "released") -> tuple[str, ...]:
+    """Dotted names of the value layers, in the order in which the network runs them.
 
     Args:
-        unet: Any U-Net of diffusers with cross-attention: Stable Diffusion 1.x, 2.x, XL, the canary.
-        layers: `released` takes those of the down blocks and the mid block, as NeMo does (7 layers of 5,760 neurons in
-            Stable Diffusion 1.x); `all` takes the up blocks too (16 layers).
+        pipeline: A loaded pipeline.
+        layers: `released` takes those of a U-Net's down blocks and mid block, as NeMo does (7 layers of 5,760 neurons
+            in Stable Diffusion 1.x); `all` takes the up blocks too (16 layers). A transformer's are all taken.
 
     Raises:
-        InputError: The U-Net has none.
+        InputError: The network has none.
     """
-    blocks = _ORDER if layers == "all" else _ORDER[:2]
-    found = [(match[1], name) for name, _ in unet.named_modules() if (match := _VALUES.fullmatch(name))]
-    names = tuple(name for block in blocks for of, name in found if of == block)
+    from fbmem_core.diffusion.denoiser import denoiser_of, no_value_layers
+
+    denoiser = denoiser_of(pipeline)
+    names = denoiser.value_layers(layers)
     if not names:
-        raise InputError("a U-Net with cross-attention", "none", where="its blocks", cure="Choose another checkpoint.")
+        raise no_value_layers(type(denoiser.network).__name__)
     return names
 
 
 def block_order(layer: str) -> tuple[int, tuple[int, ...]]:
-    """Sorts the names of value layers into the order in which a U-Net runs them."""
+    """Sorts the names of value layers into the order in which a network runs them."""
     block = layer.partition(".")[0]
-    return _ORDER.index(block), tuple(int(part) for part in layer.split(".") if part.isdigit())
+    place = _ORDER.index(block) if block in _ORDER else 0
+    return place, tuple(int(part) for part in layer.split(".") if part.isdigit())
 
 
-def layer_sizes(unet: UNet2DConditionModel, layers: Iterable[str]) -> dict[str, int]:
-    """How many neurons each layer has."""
-    return {name: unet.get_submodule(name).out_features for name in layers}
+def layer_sizes(network: nn.Module, layers: Iterable[str]) -> dict[str, int]:
+    """Number of neurons of each layer."""
+    return {name: int(network.get_submodule(name).out_features) for name in layers}  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class NeuronSet:
-    """Some neurons: indices by layer, layers in the order of the U-Net. Layers without any are left out."""
+    """Some neurons: indices by layer, layers in the order of the network. Layers without any are left out."""
 
     indices: Mapping[str, frozenset[int]]
 

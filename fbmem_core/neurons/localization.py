@@ -2,7 +2,7 @@
 
 Two stages, each a sequence of tests: are the noise differences with some neurons switched off still similar to those
 with none switched off, at the same seed? The sequence is the specification. It is answered with fewer and shorter
-passes of the U-Net than one for each test: what comes before the first layer that differs is replayed, a pass asks
+passes of the network than one for each test: what comes before the first layer that differs is replayed, a pass asks
 about several candidates at once, and a candidate is refused by a single seed.
 """
 
@@ -15,10 +15,13 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
+from fbmem_core.diffusion.conditioning import Conditioning
 from fbmem_core.diffusion.memory import smaller_batch
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, difference_similarity, pairwise_similarity
+from fbmem_core.diffusion.noise_difference import FirstStep, difference_similarity, pairwise_similarity
+from fbmem_core.neurons import Search
 from fbmem_core.neurons.hooks import scale_neurons
 from fbmem_core.neurons.layers import NO_NEURONS, NeuronSet
+from fbmem_core.neurons.refinement import refine_in_groups
 from fbmem_core.neurons.replay import Recording, record_segments, replay_segments
 from fbmem_core.neurons.statistics import ActivationStatistics, activations
 
@@ -31,7 +34,7 @@ BATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class Localization:
-    """What was found for one prompt.
+    """Result of the search for one prompt.
 
     Attributes:
         similarity: Highest similarity of two of its noise differences, nothing switched off.
@@ -66,6 +69,7 @@ def localize(
     threshold: float,
     batch_size: int = BATCH_SIZE,
     seed_margin: float | None = None,
+    search: Search = "groups",
 ) -> Localization:
     """Find the neurons behind one prompt.
 
@@ -74,10 +78,11 @@ def localize(
         condition: The prompt.
         statistics: Of the layers that are searched, over non-memorized prompts.
         threshold: From which similarity on a prompt counts as memorized; see `calibrate_threshold`.
-        batch_size: Samples in one pass of the U-Net; half as many from then on where memory is too little for them.
+        batch_size: Samples in one pass of the network; half as many from then on where memory is too little for them.
         seed_margin: A shortcut, which may end with other neurons: while those of a layer are refined, seeds that were
             more than this below the allowed similarity are not asked. All are asked when the layer is done; if one
             exceeds it then, the layer is refined again without the shortcut. None: every seed is asked.
+        search: `groups` drops neurons of a layer in groups, see `refinement`; `exact` is NeMo's sequence, one by one.
     """
     differences = step.noise_difference(condition)
     of_seed = pairwise_similarity(differences).amax(dim=1)
@@ -85,12 +90,12 @@ def localize(
     similarity = of_seed.max().item()
     if not len(seeds):
         return Localization(similarity)
-    test = _Test(step, condition, seeds, differences[seeds], statistics.layers, batch_size)
+    test = BlockedSimilarity(step, condition, seeds, differences[seeds], statistics.layers, batch_size)
     rounds = _rounds(step, condition, statistics)
     number, initial_similarity = _search(test, rounds, threshold)
     initial, is_reached = rounds[number], initial_similarity <= threshold
     allowed = threshold if is_reached else initial_similarity
-    refined = _refine(test, initial, allowed, seed_margin)
+    refined = _refine(test, initial, allowed, (seed_margin, search))
     return Localization(
         similarity, len(seeds), initial, refined, initial_similarity, test.highest([refined])[0], allowed, is_reached,
         MAX_Z_SCORE - number * Z_SCORE_STEP, number,
@@ -116,8 +121,8 @@ def select_neurons(
 
 
 def _rounds(step: FirstStep, condition: Conditioning, statistics: ActivationStatistics) -> list[NeuronSet]:
-    """What the search for the initial selection switches off, round by round."""
-    found = activations(step.unet, statistics.layers, condition)
+    """Neurons that the search for the initial selection switches off, round by round."""
+    found = activations(step.denoiser.pipeline, statistics.layers, condition)
     values = {layer: value[0] for layer, value in found.items()}
     scores = {layer: z[0] for layer, z in statistics.z_scores(found).items()}
     num_rounds = round((MAX_Z_SCORE - MIN_Z_SCORE) / Z_SCORE_STEP) + 1
@@ -127,7 +132,7 @@ def _rounds(step: FirstStep, condition: Conditioning, statistics: ActivationStat
     ]
 
 
-def _search(test: _Test, rounds: Sequence[NeuronSet], threshold: float) -> tuple[int, float]:
+def _search(test: BlockedSimilarity, rounds: Sequence[NeuronSet], threshold: float) -> tuple[int, float]:
     """The first round that gets to the threshold, or the last one, and its highest similarity.
 
     One pass tells of all rounds but the last at one seed, which is enough to refuse most of them.
@@ -144,8 +149,12 @@ def _search(test: _Test, rounds: Sequence[NeuronSet], threshold: float) -> tuple
     return len(rounds) - 1, test.highest(rounds[-1:])[0]
 
 
-def _refine(test: _Test, neurons: NeuronSet, threshold: float, seed_margin: float | None) -> NeuronSet:
-    """Without what is not needed: whole layers, the deepest first, then neuron by neuron."""
+def _refine(
+    test: BlockedSimilarity, neurons: NeuronSet, threshold: float, how: tuple[float | None, Search]
+) -> NeuronSet:
+    """Without what is not needed: whole layers, the deepest first, then groups of neurons or one by one."""
+    seed_margin, search = how
+    refine_layer = refine_in_groups if search == "groups" else _refine_layer
     deepest_first = [layer for layer in reversed(test.layers) if neurons.at(layer)]
     for layer in deepest_first:
         if not test.exceeds(neurons.replaced(layer, ()), threshold, first_layer=layer, common=neurons):
@@ -154,16 +163,16 @@ def _refine(test: _Test, neurons: NeuronSet, threshold: float, seed_margin: floa
     for layer in deepest_first:
         if seed_margin is not None:
             test.ask_seeds_above(neurons, threshold - seed_margin)
-            fewer = _refine_layer(test, neurons, layer, threshold)
+            fewer = refine_layer(test, neurons, layer, threshold)
             test.ask_all_seeds()
             if test.highest([fewer], first_layer=layer, common=neurons)[0] <= threshold:
                 neurons = fewer
                 continue
-        neurons = _refine_layer(test, neurons, layer, threshold)
+        neurons = refine_layer(test, neurons, layer, threshold)
     return neurons
 
 
-def _refine_layer(test: _Test, neurons: NeuronSet, layer: str, threshold: float) -> NeuronSet:
+def _refine_layer(test: BlockedSimilarity, neurons: NeuronSet, layer: str, threshold: float) -> NeuronSet:
     """One pass answers for several candidates: as if all before were dropped, or, after one that was not, all kept.
 
     The more often that comes true, the more are asked at once.
@@ -190,11 +199,11 @@ def _refine_layer(test: _Test, neurons: NeuronSet, layer: str, threshold: float)
 
 
 def _leading(answers: Iterable[bool]) -> int:
-    """How many are true before the first that is not."""
+    """Number of leading true values."""
     return sum(1 for _ in takewhile(bool, answers))
 
 
-class _Test:
+class BlockedSimilarity:
     """Similarity of noise differences with neurons switched off to those without, at the seeds of one prompt.
 
     Where a method takes `first_layer` and `common`, the sets differ from `common` at that layer and behind it alone, so
@@ -247,7 +256,7 @@ class _Test:
         return values.amax(dim=1).tolist()
 
     def exceeds(self, neurons: NeuronSet, threshold: float, *, first_layer: str, common: NeuronSet) -> bool:
-        """Whether the highest similarity does; one seed is asked first, and may be enough."""
+        """True if the highest similarity does; one seed is evaluated first, and may be enough."""
         [value] = self.at_one_seed([neurons], first_layer=first_layer, common=common)
         return value > threshold or self.highest([neurons], first_layer=first_layer, common=common)[0] > threshold
 
@@ -260,44 +269,57 @@ class _Test:
     def _similarities(
         self, asked: Sequence[tuple[NeuronSet, int]], first_layer: str | None, common: NeuronSet | None
     ) -> list[float]:
-        recording = self._record(first_layer, common) if first_layer and common else {}
-        found: list[float] = []
-        while len(found) < len(asked):
-            batch = asked[len(found) : len(found) + self.batch_size]
-            try:
-                found += self._batch(batch, recording)
-            except torch.OutOfMemoryError:
-                self.batch_size = smaller_batch(len(batch), self.seeds.device)
-        return found
-
-    def _batch(self, asked: Sequence[tuple[NeuronSet, int]], recording: Recording) -> list[float]:
-        sets, seeds = zip(*asked, strict=True)
-        rows = torch.tensor(seeds, device=self.seeds.device)
-        replayed = replay_segments(self.step.unet, recording, rows)
-        with replayed, scale_neurons(self.step.unet, self._factors(sets)):
-            blocked = self.step.noise_difference(self.condition, self.seeds[rows])
+        blocked = self.blocked_differences(asked, first_layer=first_layer, common=common)
+        rows = torch.tensor([seed for _, seed in asked], device=self.seeds.device)
         return difference_similarity(blocked, self.differences[rows]).tolist()
 
+    def blocked_differences(
+        self,
+        pairs: Sequence[tuple[NeuronSet, int]],
+        *,
+        first_layer: str | None = None,
+        common: NeuronSet | None = None,
+    ) -> Tensor:
+        """The noise difference [n, c, h, w] of each pair of switched-off neurons and a seed's number."""
+        recording = self._record(first_layer, common) if first_layer and common else {}
+        parts: list[Tensor] = []
+        done = 0
+        while done < len(pairs):
+            batch = pairs[done : done + self.batch_size]
+            try:
+                parts.append(self._batch(batch, recording))
+                done += len(batch)
+            except torch.OutOfMemoryError:
+                self.batch_size = smaller_batch(len(batch), self.seeds.device)
+        return torch.cat(parts)
+
+    def _batch(self, pairs: Sequence[tuple[NeuronSet, int]], recording: Recording) -> Tensor:
+        sets, seeds = zip(*pairs, strict=True)
+        rows = torch.tensor(seeds, device=self.seeds.device)
+        replayed = replay_segments(self.step.network, recording, rows)
+        with replayed, scale_neurons(self.step.network, self._factors(sets)):
+            return self.step.noise_difference(self.condition, self.seeds[rows])
+
     def _record(self, layer: str, common: NeuronSet) -> Recording:
-        """What comes before `layer`, for every seed, with the neurons of `common` that lie there switched off."""
+        """Record what comes before `layer` for every seed, with the neurons of `common` there switched off."""
         before = NeuronSet.of({name: common.at(name) for name in self.layers[: self.layers.index(layer)]})
         if self._recorded is None or self._recorded[:2] != (layer, before):
-            unet, factors = self.step.unet, self._factors([before] * len(self.seeds))
-            with scale_neurons(unet, factors), record_segments(unet, layer) as recording:
+            network, factors = self.step.network, self._factors([before] * len(self.seeds))
+            with scale_neurons(network, factors), record_segments(network, layer) as recording:
                 self.step.noise(self.condition, self.seeds)
             self._recorded = layer, before, recording
         return self._recorded[2]
 
     def _factors(self, sets: Sequence[NeuronSet]) -> dict[str, Tensor]:
-        """By layer [len(sets), features], for `scale_neurons`."""
+        """Factors by layer [len(sets), features], for `scale_neurons`."""
         found = {}
         for layer in self.layers:
             some = [neurons.at(layer) for neurons in sets]
             if not any(some):
                 continue
-            to_v = self.step.unet.get_submodule(layer)
-            factors = torch.ones(len(sets), to_v.out_features, device=to_v.weight.device, dtype=to_v.weight.dtype)
+            weight = self.step.network.get_parameter(f"{layer}.weight")
+            factors = torch.ones(len(sets), weight.shape[0])  # filled here and copied to the device at once
             for row, indices in enumerate(some):
                 factors[row, sorted(indices)] = 0
-            found[layer] = factors
+            found[layer] = factors.to(weight)
         return found

@@ -1,4 +1,4 @@
-"""Run a U-Net from the middle: what comes before a layer is computed once and replayed."""
+"""Run a network from the middle: what comes before a layer is computed once and replayed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# of the U-Net's own modules that are no lists: what embeds the time is cheap, what embeds XL's sizes has other rows
+# of a U-Net's own modules that are no lists: what embeds the time is cheap, what embeds XL's sizes has other rows
 _OWN = ("conv_in", "mid_block")
 
 Recording = dict[str, Any]  # by segment, in the order in which they ran: its output
 
 
 @contextmanager
-def record_segments(unet: nn.Module, layer: str) -> Iterator[Recording]:
+def record_segments(network: nn.Module, layer: str) -> Iterator[Recording]:
     """Inside the `with`, what one forward pass needs to go on from `layer` is kept; the `with` ends there.
 
     The segments are the modules beside the way to `layer`: the blocks before its block, the residual blocks before its
@@ -24,29 +24,29 @@ def record_segments(unet: nn.Module, layer: str) -> Iterator[Recording]:
     """
     recording: Recording = {}
     with ExitStack() as stack:
-        for name in _beside(unet, layer):
+        for name in _beside(network, layer):
 
             def keep(_module: nn.Module, _input: Any, output: Any, name: str = name) -> None:
                 recording[name] = output
 
-            stack.callback(unet.get_submodule(name).register_forward_hook(keep).remove)
-        stack.callback(unet.get_submodule(layer).register_forward_pre_hook(_reach).remove)
+            stack.callback(network.get_submodule(name).register_forward_hook(keep).remove)
+        stack.callback(network.get_submodule(layer).register_forward_pre_hook(_reach).remove)
         with suppress(_Reached):
             yield recording
 
 
 @contextmanager
-def replay_segments(unet: nn.Module, recording: Recording, rows: Tensor) -> Iterator[None]:
+def replay_segments(network: nn.Module, recording: Recording, rows: Tensor) -> Iterator[None]:
     """Inside the `with`, every segment that was recorded gives its output again.
 
     Args:
-        unet: The U-Net that was recorded.
+        network: The network that was recorded.
         recording: Of a pass in which everything before the layer was as it shall be.
         rows: [n] which sample of the recording each sample of the batch goes on from.
     """
     with ExitStack() as stack:
         for name, output in recording.items():
-            stack.enter_context(_replaced(unet.get_submodule(name), _replay(output, rows)))
+            stack.enter_context(_replaced(network.get_submodule(name), _replay(output, rows)))
         yield
 
 
@@ -58,12 +58,12 @@ def _reach(_module: nn.Module, _input: Any) -> None:
     raise _Reached
 
 
-def _beside(unet: nn.Module, layer: str) -> Iterator[str]:
+def _beside(network: nn.Module, layer: str) -> Iterator[str]:
     """Names of the modules whose parent lies on the way to `layer`, but for those on it; lists count as their items."""
     parts = layer.split(".")
     for end in range(len(parts)):
         parent = ".".join(parts[:end])
-        for child, module in unet.get_submodule(parent).named_children():
+        for child, module in network.get_submodule(parent).named_children():
             name = f"{parent}.{child}" if parent else child
             if f"{layer}.".startswith(f"{name}."):
                 continue
@@ -75,11 +75,15 @@ def _beside(unet: nn.Module, layer: str) -> Iterator[str]:
 
 @contextmanager
 def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    kept = module.__dict__.get("forward")  # of a hook of offloading, which replaces it too
     module.forward = forward  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del module.forward
+        if kept is None:
+            del module.forward
+        else:
+            module.forward = kept
 
 
 def _replay(output: Any, rows: Tensor) -> Callable[..., Any]:

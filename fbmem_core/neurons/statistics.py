@@ -1,4 +1,4 @@
-"""What is usual: activations of value neurons and similarities of noise differences over non-memorized prompts."""
+"""Statistics over non-memorized prompts: activations of value neurons and similarities of noise differences."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fbmem_core.diffusion.noise_difference import Conditioning, FirstStep, pairwise_similarity
+from fbmem_core.diffusion.conditioning import MASK, Conditioning
+from fbmem_core.diffusion.denoiser import denoiser_of
+from fbmem_core.diffusion.noise_difference import FirstStep, pairwise_similarity
 from fbmem_core.errors import InputError
 from fbmem_core.neurons.layers import layer_sizes
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from diffusers import DiffusionPipeline
 
 MIN_PROMPTS = 20  # below, mean and deviation say little
 NUM_STDDEVS = 3.0
@@ -31,56 +33,60 @@ class ActivationStatistics:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """In the order of the U-Net."""
+        """In the order of the network."""
         return tuple(self.mean)
 
     def z_scores(self, activations: Mapping[str, Float[Tensor, "n features"]]) -> dict[str, Tensor]:
-        """By how many standard deviations activations exceed the mean; 0 for a neuron that never varies."""
-        return {
-            layer: ((activations[layer] - self.mean[layer]) / self.stddev[layer]).nan_to_num(0.0, 0.0, 0.0)
-            for layer in self.layers
-        }
+        """Standard deviations by which activations exceed the mean; 0 for a neuron that never varies."""
+        scores = {}
+        for layer, values in activations.items():
+            mean, stddev = self.mean[layer].to(values.device), self.stddev[layer].to(values.device)
+            scores[layer] = ((values - mean) / stddev).nan_to_num(0.0, 0.0, 0.0)
+        return scores
 
 
-@torch.no_grad()
-def activations(unet: UNet2DConditionModel, layers: Sequence[str], condition: Conditioning) -> dict[str, Tensor]:
-    """The activation of each value neuron: mean over tokens of |to_v(prompt_embeds)|. It needs no U-Net pass.
+def activations(
+    pipeline: DiffusionPipeline, layers: Sequence[str], condition: Conditioning
+) -> dict[str, Float[Tensor, "n features"]]:
+    """The activation of each value neuron: mean over the tokens, padding left out, of its absolute value.
+
+    A U-Net needs no pass for it, a transformer one; see `Denoiser.value_outputs`.
 
     Returns:
         By layer [n, features], float32.
     """
-    found = {}
-    for layer in layers:
-        to_v = unet.get_submodule(layer)
-        values = torch.nn.functional.linear(condition.embeds, to_v.weight, to_v.bias)
-        found[layer] = values.float().abs().mean(dim=1)
-    return found
+    outputs = denoiser_of(pipeline).value_outputs(layers, condition)
+    mask = condition.added.get(MASK)
+    if mask is None:
+        return {layer: values.float().abs().mean(dim=1) for layer, values in outputs.items()}
+    weights = (mask / mask.sum(dim=1, keepdim=True)).float()[:, :, None]
+    return {layer: (values.float().abs() * weights).sum(dim=1) for layer, values in outputs.items()}
 
 
 def activation_statistics(
-    unet: UNet2DConditionModel, layers: Sequence[str], conditions: Iterable[Conditioning]
+    pipeline: DiffusionPipeline, layers: Sequence[str], conditions: Iterable[Conditioning]
 ) -> ActivationStatistics:
     """Mean and (sample) standard deviation over the prompts of all batches.
 
     Raises:
         InputError: There are fewer than 20 prompts.
     """
-    num = 0
+    num, denoiser = 0, denoiser_of(pipeline)
     total, squares = (
-        {layer: torch.zeros(size, dtype=torch.float64) for layer, size in layer_sizes(unet, layers).items()}
+        {layer: torch.zeros(size, dtype=torch.float64) for layer, size in layer_sizes(denoiser.network, layers).items()}
         for _ in range(2)
     )
     for condition in conditions:
         num += len(condition)
-        for layer, values in activations(unet, layers, condition).items():
+        for layer, values in activations(pipeline, layers, condition).items():
             total[layer] += values.double().sum(dim=0).cpu()
             squares[layer] += values.double().square().sum(dim=0).cpu()
     check_number(num)
     mean = {layer: value / num for layer, value in total.items()}
     variance = {layer: (squares[layer] - num * mean[layer] ** 2).clamp_min(0) / (num - 1) for layer in layers}
     return ActivationStatistics(
-        {layer: value.float().to(unet.device) for layer, value in mean.items()},
-        {layer: value.sqrt().float().to(unet.device) for layer, value in variance.items()},
+        {layer: value.float().to(denoiser.device) for layer, value in mean.items()},
+        {layer: value.sqrt().float().to(denoiser.device) for layer, value in variance.items()},
         num,
     )
 
@@ -113,7 +119,7 @@ def calibrate_threshold(
     """
     highest, pairs = [], []
     for condition in conditions:
-        table = pairwise_similarity(step.noise_difference(condition))
+        table = pairwise_similarity(_noise_differences(step, condition))
         of_prompt = table[tuple(torch.triu_indices(len(table), len(table), 1))]
         highest.append(of_prompt.max())
         pairs.append(of_prompt)
@@ -122,6 +128,16 @@ def calibrate_threshold(
     mean, stddev = each.mean().item(), each.std().item()
     pairs_value = (every.mean() + every.std()).item()
     return SimilarityThreshold(mean + num_stddevs * stddev, mean, stddev, pairs_value, len(highest))
+
+
+def _noise_differences(step: FirstStep, condition: Conditioning) -> Tensor:
+    """Of every seed, in as many passes as the device's memory asks for."""
+    device = step.latents.device
+    batches = step.denoiser.batches("noise differences", len(step.latents))
+    parts = batches.run(
+        lambda rows: step.noise_difference(condition, torch.tensor(rows, device=device)), range(len(step.latents))
+    )
+    return torch.cat(list(parts))
 
 
 def check_number(num: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from fbmem_core.diffusion.architectures import ARCHITECTURES, read_config
 from fbmem_core.errors import InputError
 from fbmem_core.neurons.layers import NeuronSet
 
@@ -33,18 +34,19 @@ def write_mitigated_checkpoint(
     """
     if out.exists():
         raise InputError("a new folder", "one that exists", where=out, cure="Name another, or remove it.")
-    files = sorted((directory / "unet").glob("*.safetensors"))
+    network = ARCHITECTURES[read_config(directory / "model_index.json")["_class_name"]].network
+    files = sorted((directory / network).glob("*.safetensors"))
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(directory, partial)
     try:
         changed: dict[str, float] = {}
         for file in files:
-            changed |= _scale_rows(file, partial / "unet" / file.name, neurons, factor)
+            changed |= _scale_rows(file, partial / network / file.name, neurons, factor)
         lost = [layer for layer in neurons.indices if f"{layer}.weight" not in changed]
         if lost:
             cure = "Use neurons that were found in this checkpoint."
-            raise InputError(f"a tensor `{lost[0]}.weight`", "none", where=directory / "unet", cure=cure)
+            raise InputError(f"a tensor `{lost[0]}.weight`", "none", where=directory / network, cure=cure)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -45,10 +45,32 @@ def side_by_side(left: Image.Image, right: Image.Image, *, side: int = 72) -> Im
     return pair
 
 
+def pair_sheet(
+    pairs: Sequence[tuple[str, Image.Image, Image.Image]], *, columns: int = 2, side: int = 256, max_bytes: int = 90_000
+) -> str:
+    """Generation and reference side by side under a caption, `side` px each, as a WebP `data:` URI."""
+    rows = max(1, -(-len(pairs) // columns))
+    step_x, step_y = 2 * side + 4 * _GAP, side + _GAP + _CAPTION_HEIGHT
+    sheet = Image.new("RGB", (columns * step_x, rows * step_y + _GAP), "white")
+    brush = ImageDraw.Draw(sheet)
+    for number, (caption, left, right) in enumerate(pairs):
+        x, y = _GAP + number % columns * step_x, _GAP + number // columns * step_y
+        brush.text((x, y), _fit(brush, caption, 2 * side), fill="black")
+        for offset, image in ((0, left), (side + _GAP, right)):
+            shown = image.convert("RGB")
+            resample = Image.Resampling.NEAREST if shown.width * 2 < side else Image.Resampling.LANCZOS
+            sheet.paste(shown.resize((side, side), resample), (x + offset, y + _CAPTION_HEIGHT))
+    return data_uri(sheet, max_bytes)
+
+
 def _fit(brush: ImageDraw.ImageDraw, caption: str, width: int) -> str:
-    while caption and brush.textlength(caption) > width:
-        caption = caption[:-1]
-    return caption
+    """The caption without its middle where it is too long: the ends of names tell them apart."""
+    kept = len(caption)
+    text = caption
+    while kept > 2 and brush.textlength(text) > width:
+        kept -= 1
+        text = f"{caption[: kept // 2]}..{caption[len(caption) - (kept - kept // 2) :]}"
+    return text
 
 
 def data_uri(sheet: Image.Image, max_bytes: int) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from fbmem_core.report.colors import LOOKS
 from fbmem_core.report.pictures import data_uri
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ Points = tuple[Sequence[float], Sequence[float | None]]
 
 _DPI = 90
 _MAX_BYTES = 40_000
+_MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
 _MAX_NAMES = 40  # of an axis; more cannot be read
 
 
@@ -37,8 +39,9 @@ def stacked_bar_plot(parts: Mapping[str, Mapping[str, float]], *, title: str, la
     figure, axes = _new(width=max(4.8, 0.5 * len(names) + 2.5), height=3.4)
     bottom = np.zeros(len(names))
     for number, (part, values) in enumerate(parts.items(), start=1):
-        color = "#dddddd" if number == len(parts) else None
-        axes.bar(range(len(names)), list(values.values()), bottom=bottom, label=part, color=color)
+        axes.bar(
+            range(len(names)), list(values.values()), bottom=bottom, label=part, **_face(part, number == len(parts))
+        )
         bottom += list(values.values())
     _name_columns(axes, names)
     axes.set(title=title, ylabel=label)
@@ -59,15 +62,49 @@ def heat_map(values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str],
     return _finish(figure)
 
 
-def line_plot(series: Mapping[str, Points], *, title: str, x_label: str, label: str, style: str = "-") -> str:
-    """Points (x, y) of each series in a color of its own, joined or marked by matplotlib's `style`; None is a gap."""
+def line_plot(
+    series: Mapping[str, Points],
+    *,
+    title: str,
+    x_label: str,
+    label: str,
+    style: str = "-",
+    intervals: Mapping[str, tuple[float | None, float | None]] | None = None,
+    counts: bool = False,
+) -> str:
+    """Points (x, y) of each series in a color of its own, joined or marked by matplotlib's `style`; None is a gap.
+
+    A series that is named as a label has that label's own color and marker. `intervals` are ends (low, high) of y, for
+    series of one point; with `counts` both axes show whole numbers alone.
+    """
     figure, axes = _new(width=4.8, height=3.8)
-    for name, (x, y) in series.items():
-        axes.plot(x, [np.nan if value is None else value for value in y], style, label=name, alpha=0.8)
+    for number, (name, (x, y)) in enumerate(series.items()):
+        values = [np.nan if value is None else value for value in y]
+        known = LOOKS.get(name)
+        marker = known.marker if known is not None else _MARKERS[number % len(_MARKERS)]
+        color = known.color if known is not None and known.color != "#FFFFFF" else f"C{number}"
+        look = {"marker": marker, "color": color} if "o" in style else {"color": color}
+        axes.plot(x, values, style.replace("o", "") or "none", label=name, alpha=0.8, **look)
+        low, high = (intervals or {}).get(name, (None, None))
+        if low is not None and high is not None and len(values) == 1:
+            axes.vlines(x[0], low, high, color=color, linewidth=1.2)
+    if counts:
+        from matplotlib.ticker import MaxNLocator
+
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title=title, xlabel=x_label, ylabel=label)
     if series:
         axes.legend(fontsize=8)
     return _finish(figure)
+
+
+def _face(part: str, is_last: bool) -> dict[str, str | None]:
+    """The color of a label, and the hatching of what is undecided; of other parts the last is pale."""
+    known = LOOKS.get(part)
+    if known is None:
+        return {"color": "#dddddd" if is_last else None}
+    return {"color": known.color, "edgecolor": "#1a1a1a", "hatch": known.hatch or None}
 
 
 def _new(*, width: float, height: float) -> tuple[Figure, Axes]:

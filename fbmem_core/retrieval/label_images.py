@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 from torch import Tensor
 
-from fbmem_core.diffusion.checkpoint import choose_device
+from fbmem_core.diffusion.device import choose_device
 from fbmem_core.errors import InputError
 from fbmem_core.inputs.pictures import open_rgb
 from fbmem_core.inputs.references import MIN_SIDE, ReferenceImage, read_references

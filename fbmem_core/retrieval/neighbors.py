@@ -94,7 +94,7 @@ def nearest_pairs(
     candidates: Mapping[str, Sequence[str]] | None = None,
     device: str = "cpu",
 ) -> Iterator[tuple[str, list[Neighbor], list[PairSimilarity]]]:
-    """What `nearest_references` gives, and of each pair that it lists the exact similarity by every criterion.
+    """Neighbors as `nearest_references` gives them, and the exact similarity of each listed pair by every region.
 
     In one pass: what made a pair a neighbor by one criterion is not computed again for the others.
 
@@ -131,7 +131,7 @@ def pair_similarities(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What `nearest_references` is asked for."""
+    """Arguments of `nearest_references`."""
 
     floor: float
     top_k: int
@@ -219,7 +219,7 @@ def _distinct(
 
 
 def _unknown(table: PairBounds, region: str) -> list[float]:
-    """By row, what the pairs that are not exact can reach; infinity where some were not looked at."""
+    """Upper bound by row of the pairs that are not exact; infinity where candidates were left out."""
     if not table.shape[1]:
         return [0.0] * table.shape[0]
     unknown = table.bound(region).masked_fill(table.exact(region), -1.0).amax(dim=1)

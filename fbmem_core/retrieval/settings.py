@@ -1,4 +1,4 @@
-"""How generations and references are compared: the section `similarity` of an audit file."""
+"""Settings of the comparison: the section `similarity` of an audit file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLOOR_BELOW_TAU = 0.2  # how far below tau every reference is listed
 
 
 class SimilarityConfig(Section):
-    """How generations and references are compared. Summaries and scores use the first masking and rule.
+    """Settings of the comparison. Summaries and scores use the first masking and rule.
 
     With a `prefilter` only the references whose vectors are near are compared (`pipeline`: those of its autoencoder,
     `open_clip`, or a descriptor with its file `descriptor_weights`): the `num_candidates` nearest by the

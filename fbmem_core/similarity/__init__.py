@@ -1,4 +1,4 @@
-"""How alike two images, or regions of them, are."""
+"""Similarity of two images, or of regions of them."""
 
 from typing import Literal
 

@@ -76,13 +76,13 @@ class Batched:
         self._measure = measure
 
     def statistics(self, planes: Tensor) -> tuple[Tensor, ...]:
-        """Those of the measure."""
+        """Statistics of the measure."""
         return self._measure.statistics(planes)
 
     def factors(
         self, x: tuple[Tensor, ...], y: tuple[Tensor, ...], pairs: Tensor, bright: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As `FusedPlain.factors`."""
+        """Factors of pairs; see `FusedPlain.factors`."""
         factors = torch.empty(len(pairs), 3, device=pairs.device)
         masses = torch.empty(len(pairs), device=pairs.device)
         for row in pairs[:, 0].unique().tolist():

@@ -66,7 +66,7 @@ class Maps:
 
 
 class Measure(ABC):
-    """What is compared at each scale. Planes are [n, c, h, w]; statistics are computed once per image, not per pair."""
+    """One measure, scale by scale. Planes are [n, c, h, w]; statistics are computed once per image, not per pair."""
 
     @abstractmethod
     def planes(self, images: Float[Tensor, "n 3 h w"], alphas: Float[Tensor, "n 1 h w"]) -> Tensor:
@@ -78,7 +78,7 @@ class Measure(ABC):
 
     @abstractmethod
     def statistics(self, planes: Tensor) -> Statistics:
-        """What one scale of one side of a pair needs."""
+        """Statistics of one scale of one side of a pair."""
 
     @abstractmethod
     def maps(self, x: Statistics, y: Statistics) -> Maps:

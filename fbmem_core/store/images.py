@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
@@ -13,6 +15,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from fbmem_core.errors import InputError
 from fbmem_core.store.tables import Store
+
+UNUSABLE = "unusable"  # the note of an image that holds no picture: why
+_MAX_PENDING = 16
 
 
 def image_path(folder: str, checkpoint: str, name: str, key: str) -> str:
@@ -31,8 +36,36 @@ def save_png(store: Store, relative: str, image: Image.Image, *, notes: Mapping[
     store.write_bytes(relative, buffer.getvalue())
 
 
+class ImageWriter:
+    """Writes PNGs beside other work; when the `with` ends, all are written or the first error is raised.
+
+    At most a few images wait, so that a slow disk slows the rest down and does not fill the memory.
+
+    Args:
+        store: Where they go.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._pending = store, deque[Future[None]]()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="images")
+
+    def __enter__(self) -> ImageWriter:
+        return self
+
+    def save(self, relative: str, image: Image.Image, *, notes: Mapping[str, str] | None = None) -> None:
+        """Have an image written; see `save_png`."""
+        while len(self._pending) >= _MAX_PENDING:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(save_png, self._store, relative, image, notes=notes))
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+        for written in self._pending:
+            written.result()
+
+
 def has_image(store: Store, relative: str, *, report: Callable[[str], None] = lambda message: None) -> bool:
-    """Whether an image is there, whole. `report` is told the name of one that is broken; saving it replaces it."""
+    """True if an image is there, whole. `report` is told the name of one that is broken; saving it replaces it."""
     try:
         with Image.open(io.BytesIO((store.root / relative).read_bytes())) as image:
             image.verify()  # reads every chunk with its checksum, to the end

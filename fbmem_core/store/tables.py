@@ -24,9 +24,20 @@ TABLES_DIR = "tables"
 _BROKEN = (pa.ArrowException, OSError, ValueError)
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether the file is none of a table's: `._name`, which a Mac or SMB leaves beside it, or a partial one."""
+    return path.name.startswith(".")
+
+
 def digest(*parts: Any) -> str:
     """16 hex digits that change with any of some JSON values: a shard's name, from what its rows depend on."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def rows_sha256(rows: Iterable[Sequence[Any]]) -> str:
+    """64 hex digits over rows of JSON values, in whatever order they come."""
+    lines = sorted(json.dumps(list(row)) for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 class Store:
@@ -42,10 +53,10 @@ class Store:
         """`root` is a folder, or a URL such as `s3://bucket/audits`.
 
         Raises:
-            InputError: fsspec knows no such kind of URL, or lacks the package for it.
+            InputError: fsspec knows no such kind of URL, or lacks the package for it; or the path is that of a file.
         """
         self.is_remote = "://" in str(root)
-        self.root: Path = _remote_root(str(root)) if self.is_remote else Path(root).resolve()
+        self.root: Path = _remote_root(str(root)) if self.is_remote else _local_root(Path(root))
         self.local = Path.home() / ".cache" / "fbmem" / digest(str(root)) if self.is_remote else self.root
 
     def write(self, table: str, checkpoint: str, rows: Iterable[Mapping[str, Any]], *, shard: str = "all") -> int:
@@ -74,7 +85,7 @@ class Store:
         return len(filled)
 
     def keep_shards(self, table: str, checkpoint: str, shards: Iterable[str], *, among: str = "*") -> None:
-        """Of the shards whose names fit `among`, remove those that an earlier, other audit left there."""
+        """Delete stale shards: those that match `among` and are not in `shards`."""
         wanted = set(shards)
         for path in self._files(table, checkpoint, among):
             if path.stem not in wanted:
@@ -122,8 +133,11 @@ class Store:
 
     def partitions(self, table: str) -> list[str]:
         """The partitions of which a table holds anything, sorted."""
-        folders = (self.root / TABLES_DIR / table).glob("partition=*")
-        return sorted(folder.name.removeprefix("partition=") for folder in folders)
+        folder = self.root / TABLES_DIR / table
+        try:
+            return sorted(found.name.removeprefix("partition=") for found in folder.glob("partition=*"))
+        except self.errors as error:
+            raise self._unreadable(folder, error) from None
 
     def data_version(self, table: str, checkpoint: str, *, shard: str = "*") -> str:
         """A hash of a partition's rows: the same rows give the same version, whenever and in how many files written."""
@@ -132,7 +146,7 @@ class Store:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def table_dir(self, table: str, checkpoint: str) -> Path:
-        """Where the Parquet files of one partition lie."""
+        """Folder of the Parquet files of one partition."""
         return self.root / TABLES_DIR / table / f"partition={checkpoint}"
 
     def write_bytes(self, relative: str, content: bytes) -> Path:
@@ -147,7 +161,7 @@ class Store:
                 path.fs.pipe_file(path.path, content)  # type: ignore[attr-defined]
             else:
                 _write_and_rename(path, content)
-        except self._errors as error:
+        except self.errors as error:
             cure = "Mend that and run it again: what is finished is kept."
             reason = getattr(error, "strerror", None) or error
             raise InputError("a store that can be written", reason, where=path, cure=cure) from None
@@ -160,17 +174,20 @@ class Store:
                 path.unlink()
 
     @property
-    def _errors(self) -> type[Exception]:
-        """What may be raised where the store cannot be reached; each package of fsspec has its own."""
+    def errors(self) -> type[Exception]:
+        """Exceptions that may be raised where the store cannot be reached; each package of fsspec has its own."""
         return Exception if self.is_remote else OSError
 
     def _files(self, table: str, checkpoint: str, shard: str = "*") -> list[Path]:
         folder = self.table_dir(table, checkpoint)
         try:
-            return sorted(folder.glob(f"{shard}.parquet"))
-        except self._errors as error:
-            cure = "Mend that: credentials, endpoint, network or permissions."
-            raise InputError("a store that can be read", error, where=folder, cure=cure) from None
+            return sorted(path for path in folder.glob(f"{shard}.parquet") if not is_foreign(path))
+        except self.errors as error:
+            raise self._unreadable(folder, error) from None
+
+    def _unreadable(self, where: Path, error: Exception) -> InputError:
+        cure = "Mend that: credentials, endpoint, network or permissions."
+        return InputError("a store that can be read", error, where=where, cure=cure)
 
     def _contents(self, files: Sequence[Path]) -> Iterable[bytes]:
         if not self.is_remote:
@@ -178,6 +195,13 @@ class Store:
         paths = [path.path for path in files]  # type: ignore[attr-defined]
         found = self.root.fs.cat(paths) if paths else {}  # type: ignore[attr-defined]
         return [found[path] for path in paths]
+
+
+def _local_root(path: Path) -> Path:
+    root = path.expanduser().resolve()
+    if root.exists() and not root.is_dir():
+        raise InputError("a folder for the store", "a file", where=root, cure="Name a folder.")
+    return root
 
 
 def _remote_root(url: str) -> Path:

@@ -10,7 +10,7 @@ from fbmem_assets.definitions import STAGES, defs
 GRAPH = {
     "prompt_set": set(),
     "reference_images": set(),
-    "generations": {"prompt_set"},
+    "generations": {"prompt_set", "reference_images"},
     "generation_masks": {"generations"},
     "reference_masks": {"reference_images"},
     "neighbors": {"generation_masks", "reference_masks"},
@@ -35,12 +35,42 @@ GRAPH = {
     "mitigated_one_to_many": {"mitigated_similarities"},
     "attacks": {"labels", "mitigated_labels", "reference_masks"},
     "mitigation_scores": {"labels", "mitigated_labels"},
-    "image_quality": {"labels", "mitigated_labels"},
-    "warehouse": {
+    "image_quality": {"mitigation_scores", "labels", "mitigated_labels"},
+    "detectors": {"prompt_set", "generation_masks", "labels"},
+    "cluster_range": {"mitigation_scores", "cluster_sensitivity"},
+    "domains": {"prompt_clusters", "neuron_sets", "labels"},
+    "foreground_traits": {"mitigated_labels", "generation_masks"},
+    "checkpoint_consistency": {"neuron_sets", "labels", "one_to_many"},
+    "policy": {"labels", "reference_images"},
+    "report": {
         "one_to_many",
         "seed_agreement",
         "cluster_neuron_sets",
         "cluster_sensitivity",
+        "detectors",
+        "cluster_range",
+        "domains",
+        "foreground_traits",
+        "checkpoint_consistency",
+        "policy",
+        "mitigated_one_to_many",
+        "mitigation_scores",
+        "image_quality",
+        "attacks",
+        "memorization_rates",
+    },
+    "warehouse": {
+        "report",
+        "one_to_many",
+        "seed_agreement",
+        "cluster_neuron_sets",
+        "cluster_sensitivity",
+        "detectors",
+        "cluster_range",
+        "domains",
+        "foreground_traits",
+        "checkpoint_consistency",
+        "policy",
         "mitigated_one_to_many",
         "mitigation_scores",
         "image_quality",
@@ -74,7 +104,7 @@ def test_every_parent_belongs_to_an_earlier_or_the_same_stage():
 def test_every_asset_says_what_it_is_and_every_table_states_its_grain():
     for spec in _all_specs():
         assert spec.description
-        if spec.key.to_user_string() != "warehouse":
+        if spec.key.to_user_string() not in ("report", "warehouse"):
             assert spec.metadata["grain"].startswith("One row per")
             assert spec.metadata["dagster/column_schema"].columns
             assert spec.partitions_def is not None
@@ -83,7 +113,8 @@ def test_every_asset_says_what_it_is_and_every_table_states_its_grain():
 def test_every_stage_that_counts_rows_has_a_check():
     checked = {check.asset_key.to_user_string() for checks in defs.asset_checks for check in checks.check_keys}
     assert checked == {
-        "reference_images", "generations", "generation_masks", "reference_masks", "neighbors", "similarities", "labels",
+        "prompt_set", "reference_images", "generations", "generation_masks", "reference_masks", "neighbors",
+        "similarities", "labels", "detectors",
         "one_to_many", "seed_agreement", "neuron_sets", "cluster_neuron_sets", "mitigated_generations",
         "mitigated_generation_masks", "mitigated_neighbors", "mitigated_similarities", "mitigated_labels",
         "mitigation_scores", "memorization_rates",

@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 from fbmem_core.store.schemas import TABLES
+from fbmem_core.store.views import VIEWS
 from tests.assets.conftest import PROJECT
 
 README = (PROJECT / "README.md").read_text("utf-8")
@@ -72,7 +73,8 @@ def test_the_neuron_commands_of_the_documents_run(audited, fbmem, monkeypatch, t
 def test_the_documented_tables_are_the_schemas():
     text = (PROJECT / "docs" / "tables.md").read_text("utf-8")
     introduction, *sections = text.split("\n## ")
-    assert [f"## {section}".strip() for section in sections] == [table.markdown() for table in TABLES.values()]
+    parts = [*VIEWS.values(), *TABLES.values()]
+    assert [f"## {section}".strip() for section in sections] == [part.markdown() for part in parts]
     assert introduction.startswith("# Tables")
 
 
@@ -101,3 +103,22 @@ def test_every_page_that_a_document_links_to_is_there():
     for page in [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *(PROJECT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+QUESTIONS = (PROJECT / "docs" / "questions.md").read_text("utf-8").split("\n## ")[1:]
+
+
+def test_there_are_fifteen_questions():
+    assert [section.split(".")[0] for section in QUESTIONS] == [str(number) for number in range(1, 16)]
+
+
+@pytest.mark.parametrize("section", QUESTIONS, ids=[section.splitlines()[0] for section in QUESTIONS])
+def test_a_question_is_answered_as_the_text_beside_it_says(section, audited, fbmem):
+    sql = re.search(r"```sql\n(.+?)\n```", section, flags=re.DOTALL).group(1)
+    run = fbmem("sql", sql, "--store", audited[0], "--format", "markdown")
+    assert run.exit_code == 0, run.stderr
+    shown = [line for line in section.splitlines() if line.startswith("|")]
+    if shown:
+        assert run.stdout.splitlines() == shown
+    if "No row" in section:
+        assert len(run.stdout.splitlines()) == 2

@@ -79,7 +79,6 @@ def test_the_price_is_measured_or_says_why_not(tables):
     rows = {(r["method"], r["prompts"], r["metric"]): r for r in tables("image_quality").to_dicts()}
     assert rows["none", "non-memorized", "side_effect"]["value"] == pytest.approx(1.0, abs=1e-6)
     assert 0 < rows["fade", "non-memorized", "side_effect"]["value"] <= 1
-    assert rows["fade", "memorized", "brisque"]["value"] is not None
     for row in rows.values():
         assert (row["value"] is None) == row["status"].startswith("not measured"), row
     assert rows["none", "memorized", "clip"]["value"] is None  # its weights cannot be had here
@@ -98,40 +97,53 @@ def test_an_attack_has_a_row_for_each_prompt_that_has_neighbours(tables):
     assert (attacks["num_returned"] <= attacks["num_attempts"]).all()
 
 
-def test_the_control_aims_at_a_picture_that_nothing_is_like_and_only_that_counts(
-    audited, tables, tmp_path, monkeypatch
-):
-    from fbmem_assets.definitions import attacks, mitigations
+@pytest.fixture
+def controlled(audited, tmp_path):
+    """A copy of the audit that asks for the control, too."""
     from fbmem_assets.orchestration.resources import AuditStore
 
-    copied = {
-        row["reference_id"]
-        for row in tables("similarities").filter(pl.col("method") == "none").to_dicts()
-        if max(row[name] or 0 for name in ("full_similarity", "foreground_similarity", "background_similarity")) >= 0.6
-    }
     store = AuditStore(root=str(shutil.copytree(audited[0], tmp_path / "store")))
     [key] = store.tables.partitions("checkpoints")
-    of_attack = attacks._attacked(store, key)
-    own, strange = of_attack["adversarial"][0], of_attack["control"][0]
-    assert own["reference"] in copied
-    assert strange == own | {"reference": strange["reference"]}
-    assert strange["reference"] in set(SLICE_REFERENCES) - copied
-    seen = []
+    audit = store.open(key)
+    mitigations = audit.config.mitigations.model_copy(
+        update={"attacks": ["paraphrase", "adversarial", "control"], "held_out": CANARY / "held_out"}
+    )
+    audit.config = audit.config.model_copy(update={"mitigations": mitigations})
+    return audit
 
-    def search(pipeline, picture, intervention, *, start):
-        seen.append(picture)
-        return start
 
-    monkeypatch.setattr("fbmem_core.evaluation.attacks.adversarial_embedding", search)
-    # the first start lies near the prompt's own words, and random neurons hide nothing: the copy itself returns
-    trial = mitigations.trials_of(store, key)["random"]
-    [adversarial] = attacks._attack(store, key, trial, "adversarial", own)
-    [control] = attacks._attack(store, key, trial, "control", strange)
-    assert adversarial["num_returned"] > 0 == control["num_returned"]
-    assert adversarial["num_attempts"] == control["num_attempts"] == 2
-    for picture, reference_id in zip(seen[::2], (own["reference"], strange["reference"]), strict=True):
-        with Image.open(CANARY / "references" / f"{reference_id}.png") as image:
-            assert picture == image.convert("RGB").resize(picture.size, Image.Resampling.LANCZOS)
+def test_the_control_aims_at_a_picture_that_the_model_never_saw(controlled):
+    from fbmem_assets.definitions import attacks
+
+    targets = attacks._attacked(controlled)
+    assert [row["prompt_id"] for row in targets["control"]] == [row["prompt_id"] for row in targets["adversarial"]]
+    for target, control in zip(targets["adversarial"], targets["control"], strict=True):
+        assert target["reference"] in target["own"]
+        assert set(target["own"]) <= set(SLICE_REFERENCES)
+        assert control["own"] == [control["reference"]]
+        assert (CANARY / "held_out" / control["reference"]).is_file()
+
+
+def test_only_a_likeness_to_the_pictures_that_are_aimed_at_counts(controlled):
+    from fbmem_assets.definitions import attacks
+    from fbmem_assets.stages.neighbors import reference_planes
+    from fbmem_core.audit.results import MITIGATED
+
+    paths = [CANARY / "references" / f"{name}.png" for name in ("clockwork_owl", "zibble")]
+    paths += sorted((CANARY / "held_out").iterdir())[:1]
+    images = [Image.open(path).convert("RGB") for path in paths]
+    planes = reference_planes(controlled, MITIGATED)
+    assert attacks._label(controlled, images, "one", planes, ["clockwork_owl"]) == ["VM", "NM", "NM"]
+    assert attacks._label(controlled, images, "two", planes, ["clockwork_owl", "zibble"]) == ["VM", "VM", "NM"]
+    strange = attacks._held_out_planes(controlled)
+    assert attacks._label(controlled, images, "three", strange, [paths[2].name]) == ["NM", "NM", "VM"]
+
+
+def test_shares_of_attacks_have_an_exact_interval_over_things(tables):
+    shares = tables("attack_shares").to_dicts()
+    assert {row["method"] for row in shares} == set(tables("attacks")["method"])
+    for row in shares:
+        assert row["low"] <= row["share"] == row["num_returned"] / row["num_units"] <= row["high"]
 
 
 def test_the_command_ends_with_the_table_of_methods(audited):

@@ -5,7 +5,8 @@ import csv
 import polars as pl
 import pytest
 
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.neurons.files import read_neuron_sets
 from fbmem_core.neurons.layers import value_layers
 from fbmem_core.store.tables import Store

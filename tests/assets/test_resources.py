@@ -9,7 +9,7 @@ ALLOCATE = """
 import resource
 import sys
 import torch
-from fbmem_assets.orchestration.resources import _keep_freed_memory
+from fbmem_core.diffusion.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -19,7 +19,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 given_back = faults()
-_keep_freed_memory()
+keep_freed_memory()
 faults()
 print(given_back, faults())
 """

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 from polars.testing import assert_frame_equal
 
-from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store
-from tests.assets.conftest import PROJECT
+from tests.assets.conftest import PROJECT, WHOLE_GRAPH
 
 START_SECONDS = 120
 RUN_SECONDS = 900
@@ -85,7 +84,7 @@ def test_a_run_from_the_ui_ends_with_the_rows_of_the_command(ui, audited):
         return status if status in ("SUCCESS", "FAILURE", "CANCELED") else None
 
     assert wait_for(ended, RUN_SECONDS) == "SUCCESS"
-    for name in TABLES:
+    for name in WHOLE_GRAPH:
         ours, theirs = (rows_of(Store(root), name, key) for root in (store, audited[0]))
         assert_frame_equal(ours, theirs)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from fbmem_assets.orchestration.resources import store_root
 from fbmem_core.audit.config import SamplingConfig, SimilarityConfig
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.diffusion.sampling import Request, sample
 from fbmem_core.labels import SEVERITY
 from fbmem_core.neurons.hooks import deactivation_factors, scale_neurons

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
 from fbmem_core.diffusion.settings import Mode
 from fbmem_core.neurons.layers import value_layers
@@ -52,7 +53,7 @@ class Setting:
 
     def measured(self, layers) -> ActivationStatistics:
         """Usual activations of these layers."""
-        return activation_statistics(self.pipeline.unet, value_layers(self.pipeline.unet, layers), [self.usual])
+        return activation_statistics(self.pipeline, value_layers(self.pipeline, layers), [self.usual])
 
     def localize(self, prompt_id: str, **options) -> tuple[Localization, float]:
         """What the engine finds, and the seconds it takes."""

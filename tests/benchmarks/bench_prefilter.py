@@ -7,7 +7,8 @@
 import time
 from pathlib import Path
 
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.retrieval.descriptors.latents import Latents
 from fbmem_core.retrieval.neighbors import FLOOR, nearest_references
 from fbmem_core.retrieval.planes import Planes

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 
 from fbmem_core.audit.config import SamplingConfig
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.denoiser import denoiser_of
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.diffusion.noise_difference import encode_prompts
 from fbmem_core.diffusion.sampling import Request
 from fbmem_core.evaluation.attacks import (
     adversarial_embedding,
-    encode_image,
     neighbor_requests,
     starting_embeddings,
 )
@@ -108,7 +109,7 @@ def test_starts_are_near_the_prompt_and_anywhere(tiny):
 def test_an_image_is_encoded_as_the_autoencoder_decodes_it(canary):
     owl = reference("clockwork_owl")
     with torch.no_grad():
-        decoded = canary.vae.decode(encode_image(canary, owl) / canary.vae.config.scaling_factor).sample
+        decoded = canary.vae.decode(denoiser_of(canary).encode_image(owl) / canary.vae.config.scaling_factor).sample
     [image] = canary.image_processor.postprocess(decoded, output_type="pil")
     assert side_effect({0: image}, {0: owl})[0] > 0.9
 
@@ -116,6 +117,20 @@ def test_an_image_is_encoded_as_the_autoencoder_decodes_it(canary):
 def test_neighbors_are_the_other_words_of_a_cluster_under_the_prompts_own_id():
     prompts = {"a": "an owl", "b": "the owl", "c": "an owl", "d": "a fish", "e": "the owl"}
     clusters = {"a": 0, "b": 0, "c": 0, "d": 1, "e": 0}
-    found = neighbor_requests(prompts, clusters, "a", range(2))
-    assert found == [Request("a", "the owl", 0), Request("a", "the owl", 1)]
-    assert neighbor_requests(prompts, clusters, "d", range(2)) == []
+    vectors = {name: [1.0, 0.0] for name in prompts}
+    requests = neighbor_requests(prompts, clusters, "a", range(2), vectors=vectors, num_neighbors=5)
+    assert requests == [Request("a", "the owl", 0), Request("a", "the owl", 1)]
+    assert neighbor_requests(prompts, clusters, "d", range(2), vectors=vectors, num_neighbors=5) == []
+
+
+def test_neighbors_are_the_nearest_and_no_more_than_asked():
+    vectors = {"a": [1.0, 0.0], "b": [0.0, 1.0], "c": [5.0, 1.0], "d": [1.0, 1.0], "e": [-1.0, 0.0]}
+    prompts, clusters = {name: f"owl {name}" for name in vectors}, dict.fromkeys(vectors, 0)
+    texts = [
+        [
+            request.prompt
+            for request in neighbor_requests(prompts, clusters, "a", range(1), vectors=vectors, num_neighbors=n)
+        ]
+        for n in (1, 3, 9)
+    ]
+    assert texts == [["owl c"], ["owl c", "owl d", "owl b"], ["owl c", "owl d", "owl b", "owl e"]]

@@ -45,6 +45,8 @@ def test_a_minimal_audit_has_the_values_of_the_paper(folder):
         "name": "mine",
         "checkpoint": str(folder / "model"),
         "revision": None,
+        "config": None,
+        "adapters": [],
         "prompts": str(folder / "prompts.csv"),
         "references": str(folder / "references"),
         "truth": None,
@@ -54,12 +56,16 @@ def test_a_minimal_audit_has_the_values_of_the_paper(folder):
         "sampling": {
             "steps": 50,
             "guidance_scale": 7.5,
+            "guidance_rescale": 0.0,
+            "negative_prompt": "",
             "seed": 0,
             "height": 512,
             "width": 512,
-            "dtype": "float32",
+            "dtype": "auto",
             "device": "auto",
             "batch_size": 8,
+            "compile": False,
+            "channels_last": False,
         },
         "segmentation": {"model": "birefnet-general"},
         "similarity": {
@@ -73,6 +79,7 @@ def test_a_minimal_audit_has_the_values_of_the_paper(folder):
             "device": "auto",
             "alignment": "fast",
             "prefilter": "none",
+            "descriptor_weights": None,
             "num_candidates": 1000,
             "num_checked": 20,
         },
@@ -94,6 +101,7 @@ def test_a_minimal_audit_has_the_values_of_the_paper(folder):
             "num_threshold_prompts": 100,
             "threshold": None,
             "seed_margin": None,
+            "search": "groups",
             "batch_size": 16,
         },
         "mitigations": {
@@ -103,7 +111,7 @@ def test_a_minimal_audit_has_the_values_of_the_paper(folder):
             "num_attacked": None,
             "attempts": 2,
         },
-        "quality": {"metrics": ["brisque", "clip"]},
+        "quality": {"metrics": ["clip"]},
         "diff": {"max_rise": 0.02, "significance": 0.05},
     }
 
@@ -187,11 +195,19 @@ def test_an_audit_cannot_be_changed(folder):
         ({1: "one"}, ["Expected 1 Keys to be strings", "Change `1`."]),
         (
             {"promts": "x"},
-            ["only known keys (agreement, allow_pickle, checkpoint,", "but got `promts`", "Remove or rename it."],
+            [
+                "only known keys (adapters, agreement, allow_pickle, checkpoint,",
+                "but got `promts`",
+                "Remove or rename it.",
+            ],
         ),
         (
             {"sampling": {"step": 3}},
-            ["only known keys (batch_size, device,", "but got `sampling.step`", "Remove or rename it."],
+            [
+                "only known keys (batch_size, channels_last, compile, device,",
+                "but got `sampling.step`",
+                "Remove or rename it.",
+            ],
         ),
         ({"name": "absent"}, ["the key `name`", "Add `name:`."]),
         ({"checkpoint": "absent"}, ["the key `checkpoint`", "Add `checkpoint:`."]),
@@ -202,7 +218,10 @@ def test_an_audit_cannot_be_changed(folder):
         ({"sampling": {"steps": "many"}}, ["Expected sampling.steps to be a valid integer", "but got `many`"]),
         ({"sampling": {"height": 500}}, ["Expected sampling.height to be a multiple of 8", "but got `500`"]),
         ({"sampling": {"seed": 2**32}}, ["Expected sampling.seed to be less than 4294967296", "but got `4294967296`"]),
-        ({"sampling": {"dtype": "int8"}}, ["Expected sampling.dtype to be 'float32'", "Change `sampling.dtype`."]),
+        (
+            {"sampling": {"dtype": "int8"}},
+            ["Expected sampling.dtype to be 'auto', 'float32'", "Change `sampling.dtype`."],
+        ),
         ({"sampling": {"device": "gpu"}}, ["Expected sampling.device", "but got `gpu`"]),
         ({"sampling": 5}, ["Expected sampling to be a valid dictionary", "but got `5`", "Change `sampling`."]),
         ({"sampling": {"guidance_scale": float("nan")}}, ["Expected sampling.guidance_scale", "but got `nan`"]),
@@ -279,10 +298,32 @@ def test_mitigations_are_named_with_their_options(folder):
     ]
 
 
+def test_strengths_and_draws_make_a_series_of_a_mitigation(folder):
+    methods = [
+        {"method": "nemo_c", "strengths": [0.5, 0]},
+        {"method": "random", "options": {"like": "nemo_c"}, "draws": 2},
+        {"method": "wanda", "strengths": "default"},
+    ]
+    trials = load_audit(write(folder, mitigations={"methods": methods})).mitigations.trials()
+    assert [(trial.title, trial.options, trial.strength, trial.draw) for trial in trials[:4]] == [
+        ("nemo_c@0.5", {"factor": 0.5}, 0.5, None),
+        ("nemo_c@0", {"factor": 0.0}, 0.0, None),
+        ("random@0", {"like": "nemo_c", "seed": 0}, None, 0),
+        ("random@1", {"like": "nemo_c", "seed": 1}, None, 1),
+    ]
+    assert [trial.strength for trial in trials[4:]] == [0.0025, 0.005, 0.01, 0.02, 0.05]
+    assert {trial.config.title for trial in trials[4:]} == {"wanda"}
+
+
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        (["hope"], "one of fade, nemo, nemo_c, random, wanda, wen"),
+        (["hope"], "one of clean_twin, fade, initial_noise, nemo, nemo_c, padding, random, sail, wanda, wen"),
+        ([{"method": "nemo", "options": {"factor": 2}}], "`factor` less than or equal to 1"),
+        ([{"method": "sail", "options": {"max_steps": "ten"}}], "`max_steps` a valid integer"),
+        ([{"method": "nemo", "strengths": [0.5, 2]}], "`factor` less than or equal to 1"),
+        ([{"method": "clean_twin", "strengths": "default"}], "no `strengths`"),
+        ([{"method": "nemo", "draws": 2}], "no `draws`"),
         ([{"method": "nemo", "options": {"force": 1}}], "no option `force` (factor)"),
         (["nemo", "nemo"], "different names"),
         ([{"method": "nemo", "name": "none"}], "different names"),

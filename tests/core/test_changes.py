@@ -82,6 +82,16 @@ def test_the_seeds_of_one_prompt_are_one_observation():
     assert measure_rise(one, several).p_value == 2**-8
 
 
+def test_wordings_of_one_thing_are_one_observation():
+    texts = tuple("abcdefgh")
+    one, other = images(texts, *[["NM"]] * 8), images(texts, *[["VM"]] * 7, ["NM"])
+    by_prompt = measure_rise(one, other)
+    by_thing = measure_rise(one, other, units=dict.fromkeys(one["prompt_id"][:7].to_list(), "thing"))
+    assert (by_prompt.num_units, by_prompt.p_value) == (8, 2**-7)
+    assert (by_thing.num_units, by_thing.p_value) == (2, 0.5)
+    assert by_prompt.low > 0 >= by_thing.low
+
+
 def test_with_one_image_a_prompt_it_is_mcnemars_exact_test():
     from scipy.stats import binomtest
 

@@ -7,14 +7,11 @@ import shutil
 import pytest
 import torch
 
-from fbmem_core.diffusion.checkpoint import (
-    choose_device,
-    find_checkpoint,
-    hub_revision,
-    load_pipeline,
-    pipeline_files,
-    stamp,
-)
+from fbmem_core.diffusion.checkpoint import find_checkpoint, stamp
+from fbmem_core.diffusion.device import choose_device
+from fbmem_core.diffusion.hub import hub_revision
+from fbmem_core.diffusion.loading import load_pipeline
+from fbmem_core.diffusion.pipeline_files import pipeline_files
 from fbmem_core.errors import InputError, WeightsNotFoundError
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -90,7 +87,7 @@ def test_one_byte_of_weights_or_config_changes_the_fingerprint(copy, name):
 
 def test_files_that_change_places_change_the_fingerprint(copy):
     before = find_checkpoint(str(copy)).fingerprint
-    one, other = (copy / name / "config.json" for name in ("unet", "vae"))
+    one, other = copy / "text_encoder" / "config.json", copy / "tokenizer" / "tokenizer_config.json"
     held = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(held)
@@ -298,7 +295,11 @@ def test_a_loaded_pipeline_is_quiet_whole_and_of_the_asked_dtype(tiny_checkpoint
 
 
 def test_a_named_device_stays_and_auto_is_one_that_exists():
-    assert choose_device("cuda:3") == "cuda:3"
+    assert choose_device("cpu") == "cpu"
+    with pytest.raises(
+        InputError, match=r"^Expected the device `cuda:99`, but got .* in this machine\. Set `device: cpu`"
+    ):
+        choose_device("cuda:99")
     assert torch.zeros(1, device=choose_device("auto")).item() == 0
 
 

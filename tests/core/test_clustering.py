@@ -10,7 +10,8 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from fbmem_core.clustering import cluster_prompts, cluster_quality, open_clip_embeddings, pipeline_embeddings
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.errors import InputError, WeightsNotFoundError
 
 CANARY = Path(__file__).parents[2] / "data" / "canary"

@@ -1,11 +1,14 @@
 """FADE on the shipped canary, and the agreement that it goes by."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.guidance import Guidance
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.errors import InputError
 from fbmem_core.mitigation import METHODS
 from fbmem_core.mitigation.fade import Fade, regional_cosine
@@ -28,11 +31,11 @@ def evidence():
     return Evidence(
         pipeline=pipeline, prompts=asked, memorized=frozenset(asked) - {"public-00"}, neurons={},
         clusters={"gormund-0": 0, "gormund-1": 0, "captain_pumice-0": 1, "public-00": 1},
-        layers=value_layers(pipeline.unet),
+        layers=value_layers(pipeline),
         non_memorized=(CANARY / "non_memorized_prompts.txt").read_text("utf-8").splitlines()[:20],
         height=64, width=64, seeds=SEEDS, num_steps=50,
         mattes={name: dict.fromkeys(SEEDS, matte) for name in asked if name != "gormund-1"},
-        guidance_scale=3.0, num_inference_steps=25,
+        guidance=Guidance(3.0), num_inference_steps=25,
     )  # fmt: skip
 
 
@@ -46,7 +49,7 @@ def test_a_copied_foreground_that_has_no_outlier_neurons_gets_some_and_a_public_
     assert 0 < len(fade.own_neurons("captain_pumice-0")) <= 64
     assert fade.own_neurons("public-00") == NO_NEURONS
     # what was found is kept: another one over the same evidence need not search
-    assert evidence.found["gormund-0"] == fade.own_neurons("gormund-0")
+    assert evidence.searches["gormund-0"] == fade.own_neurons("gormund-0")
 
 
 def test_with_its_neurons_off_no_seed_comes_to_what_it_remembered(evidence, fade):
@@ -85,8 +88,28 @@ def test_it_chooses_from_all_blocks(evidence, fade):
 
 
 def test_too_few_non_memorized_prompts_are_one_line(evidence):
+    few = replace(evidence, non_memorized=evidence.non_memorized[:3])
     with pytest.raises(InputError, match="at least 20 non-memorized prompts"):
-        Fade(evidence, num_non_memorized=3)._search_of("gormund-0", evidence.mattes["gormund-0"])
+        Fade(few)._search_of("gormund-0", evidence.mattes["gormund-0"])
+
+
+def test_at_full_scale_the_gradient_is_that_of_the_likeness_to_other_seeds(evidence, fade):
+    search = fade._search_of("gormund-0", evidence.mattes["gormund-0"])
+    rows = torch.arange(3)
+
+    def gradient(others_only):
+        scales = {layer: scale.requires_grad_() for layer, scale in search.model.scales([]).items()}
+        with torch.enable_grad(), scale_neurons(evidence.pipeline.unet, scales):
+            latents = search.model.first.clean_latents(search.condition, rows)
+            likeness = search.likeness(latents, search._first_memory, others_only=others_only)
+            return torch.cat(torch.autograd.grad(likeness.mean(), list(scales.values()))).abs().max().item()
+
+    assert gradient(False) < 1e-6  # each is most like itself, where the cosine is at its maximum
+    assert gradient(True) > 1e-4
+
+
+def test_it_can_choose_from_the_layers_of_its_rivals(evidence):
+    assert Fade(evidence, layers="searched").layers == evidence.layers
 
 
 def test_the_cosine_is_1_for_the_same_latents_and_looks_at_its_region_alone():

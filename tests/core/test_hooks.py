@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
 from fbmem_core.errors import InputError
 from fbmem_core.neurons.hooks import deactivation_factors, record_outputs, scale_neurons
@@ -28,7 +29,7 @@ def condition(pipeline):
 
 @pytest.fixture(scope="module")
 def layers(pipeline):
-    return value_layers(pipeline.unet, "all")
+    return value_layers(pipeline, "all")
 
 
 def num_hooks(unet):

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
 from fbmem_core.neurons.layers import NeuronSet, value_layers
 from fbmem_core.neurons.localization import localize, select_neurons
+from fbmem_core.neurons.refinement import refine_in_groups
 from fbmem_core.neurons.statistics import activation_statistics
 from tests.core.plain_nemo import PlainNemo
 
@@ -36,7 +38,7 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def statistics(pipeline):
-    return activation_statistics(pipeline.unet, value_layers(pipeline.unet), [encode(pipeline, *UNMEMORIZED)])
+    return activation_statistics(pipeline, value_layers(pipeline), [encode(pipeline, *UNMEMORIZED)])
 
 
 def encode(pipeline, *prompts):
@@ -51,10 +53,9 @@ def by_layer(neurons, layers):
     return [sorted(neurons.at(layer)) for layer in layers]
 
 
-@pytest.mark.parametrize("mode", ["paper", "released"])
 @pytest.mark.parametrize("prompt_id", ROUTED if os.environ.get("FBMEM_ALL_PROMPTS") else ROUTED[:3])
-def test_the_engine_finds_what_the_plain_sequence_finds(pipeline, statistics, prompt_id, mode):
-    assert_same_neurons(pipeline, statistics, PROMPTS[prompt_id], mode, share=0.98)
+def test_the_engine_finds_what_the_plain_sequence_finds(pipeline, statistics, prompt_id):
+    assert_same_neurons(pipeline, statistics, PROMPTS[prompt_id], "paper", share=0.98)
 
 
 @pytest.mark.skipif(not os.environ.get("FBMEM_ALL_PROMPTS"), reason="takes a minute; FBMEM_ALL_PROMPTS=1 runs it")
@@ -72,11 +73,40 @@ def assert_same_neurons(pipeline, statistics, prompt, mode, *, share):
     with torch.no_grad():
         threshold = share * plain.highest_pairs(prompt).max().item()
         initial, refined = plain.localize(prompt, usual, threshold)
-    found = localize(first_step(pipeline, mode), encode(pipeline, prompt), statistics, threshold=threshold)
+    found = localize(
+        first_step(pipeline, mode), encode(pipeline, prompt), statistics, threshold=threshold, search="exact"
+    )
     assert by_layer(found.initial, statistics.layers) == initial
     assert by_layer(found.refined, statistics.layers) == refined
     assert 0 < len(found.refined) < len(found.initial)
     return found
+
+
+class CountedTest:
+    """A layer of which some neurons are needed: without any of them the similarity exceeds."""
+
+    def __init__(self, needed):
+        self.needed, self.num_tests = needed, 0
+
+    def exceeds(self, neurons, threshold, *, first_layer, common):
+        self.num_tests += 1
+        assert neurons.at(first_layer) < common.at(first_layer)
+        return not self.needed <= neurons.at(first_layer)
+
+
+@pytest.mark.parametrize(("needed", "most"), [({7}, 20), ({3, 170, 171, 290}, 60), (set(range(0, 300, 10)), 300)])
+def test_group_tests_keep_what_is_needed_and_ask_less_often_than_once_a_neuron(needed, most):
+    test = CountedTest(needed)
+    kept = refine_in_groups(test, NeuronSet.of({"a": range(300), "b": [1]}), "a", 0.5)
+    assert kept == NeuronSet.of({"a": needed, "b": [1]})
+    assert test.num_tests <= most
+
+
+def test_group_tests_keep_to_the_allowed_similarity(pipeline, statistics):
+    step, condition = first_step(pipeline), encode(pipeline, PROMPTS["clockwork_owl-0"])
+    found = localize(step, condition, statistics, threshold=0.84)
+    assert found.refined_similarity <= found.threshold + 1e-9
+    assert set(found.refined) < set(found.initial)
 
 
 def test_the_plain_statistics_are_ours(pipeline, statistics):
@@ -95,7 +125,7 @@ def test_a_prompt_that_is_not_memorized_gets_no_neurons(pipeline, statistics):
 def test_the_size_of_batches_does_not_matter(pipeline, statistics, batch_size):
     condition = encode(pipeline, PROMPTS["clockwork_owl-0"])
     usual, other = (
-        localize(first_step(pipeline), condition, statistics, threshold=0.84, batch_size=size)
+        localize(first_step(pipeline), condition, statistics, threshold=0.84, batch_size=size, search="exact")
         for size in (16, batch_size)
     )
     assert other.refined == usual.refined
@@ -104,7 +134,7 @@ def test_the_size_of_batches_does_not_matter(pipeline, statistics, batch_size):
 
 def test_out_of_memory_halves_the_batch_and_finds_the_same(pipeline, statistics, monkeypatch):
     condition, asked = encode(pipeline, PROMPTS[ROUTED[0]]), []
-    usual = localize(first_step(pipeline), condition, statistics, threshold=0.84, batch_size=16)
+    usual = localize(first_step(pipeline), condition, statistics, threshold=0.84, batch_size=16, search="exact")
     predict_noise = FirstStep.predict_noise
 
     def on_a_small_device(self, condition, rows=None):
@@ -114,7 +144,7 @@ def test_out_of_memory_halves_the_batch_and_finds_the_same(pipeline, statistics,
         return predict_noise(self, condition, rows)
 
     monkeypatch.setattr(FirstStep, "predict_noise", on_a_small_device)
-    found = localize(first_step(pipeline), condition, statistics, threshold=0.84, batch_size=16)
+    found = localize(first_step(pipeline), condition, statistics, threshold=0.84, batch_size=16, search="exact")
     assert (found.initial, found.refined) == (usual.initial, usual.refined)
     too_large = [size for size in asked if size > 3]
     assert too_large
@@ -125,7 +155,8 @@ def test_leaving_out_far_seeds_keeps_what_the_neurons_are_for(pipeline, statisti
     condition = encode(pipeline, PROMPTS["clockwork_owl-0"])
     step = first_step(pipeline)
     whole, near, every = (
-        localize(step, condition, statistics, threshold=0.84, seed_margin=margin) for margin in (None, 0.01, 2.0)
+        localize(step, condition, statistics, threshold=0.84, seed_margin=margin, search="exact")
+        for margin in (None, 0.01, 2.0)
     )
     assert near.refined_similarity <= near.threshold + 1e-5
     assert set(near.refined) < set(near.initial)

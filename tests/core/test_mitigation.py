@@ -1,6 +1,7 @@
 """Interventions and methods on a tiny real pipeline: they do what they say, and leave nothing behind."""
 
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,14 +12,16 @@ import pytest
 import torch
 
 from fbmem_core.audit.config import SamplingConfig
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.guidance import Guidance
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
 from fbmem_core.diffusion.sampling import Request, sample
 from fbmem_core.errors import InputError
 from fbmem_core.mitigation import METHODS
-from fbmem_core.mitigation.method import NO_INTERVENTION, Evidence, Intervention
+from fbmem_core.mitigation.method import NO_INTERVENTION, Evidence, Intervention, NeuronMethod
 from fbmem_core.mitigation.sampling import sample_mitigated
-from fbmem_core.mitigation.wanda import pruned_mask
+from fbmem_core.mitigation.wanda import _summed_squares, pruned_mask
 from fbmem_core.mitigation.wen import detection_metric, noise_gap, unconditional
 from fbmem_core.neurons.layers import NO_NEURONS, NeuronSet, union, value_layers
 
@@ -39,7 +42,7 @@ def pipeline(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def layers(pipeline):
-    return value_layers(pipeline.unet)
+    return value_layers(pipeline)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def evidence(pipeline, layers):
         seeds=range(2),
         num_steps=50,
         mattes={},
-        guidance_scale=3.0,
+        guidance=Guidance(3.0),
         num_inference_steps=4,
     )
 
@@ -87,20 +90,53 @@ def pixels(sampled):
 def test_the_names_are_known_without_torch():
     code = "import sys; from fbmem_core.mitigation import METHODS; print(*METHODS); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["fade", "nemo", "nemo_c", "random", "wanda", "wen"]
+    assert done.stdout.split() == [
+        "clean_twin", "fade", "initial_noise", "nemo", "nemo_c", "padding", "random", "sail", "wanda", "wen",
+    ]  # fmt: skip
     assert all(METHODS[name].name == name for name in METHODS)
     assert "method" not in METHODS
     with pytest.raises(KeyError):
         METHODS["sampling"]
 
 
+def test_a_registered_method_is_known_by_its_name_and_any_by_its_path():
+    @METHODS.register
+    class Mine(NeuronMethod):
+        name = "mine"
+
+        def neurons(self, prompt_id):
+            return NO_NEURONS
+
+    assert METHODS["mine"] is Mine
+    assert len(METHODS) == len(list(METHODS)) == 11
+    with pytest.raises(ValueError, match="`mine` is the name of another"):
+        METHODS.register(Mine)
+    METHODS.unregister("mine")
+    assert "mine" not in METHODS
+    assert METHODS["fbmem_core.mitigation.nemo:Nemo"] is METHODS["nemo"]
+    with pytest.raises(InputError, match="Expected a class `no_such_module:Mine`, but got none"):
+        METHODS["no_such_module:Mine"]
+
+
+def test_every_method_has_five_strengths_or_none(evidence):
+    for name in METHODS:
+        method = METHODS[name]
+        assert (len(method.strengths) >= 5) == (method.strength is not None)
+        for strength in method.strengths:
+            method(evidence, **{method.strength: strength})
+
+
 def test_a_method_refuses_options_that_it_does_not_have(evidence):
     with pytest.raises(InputError, match=r"Expected options of `nemo` \(factor\), but got `seed`"):
         METHODS["nemo"](evidence, seed=1)
-    with pytest.raises(InputError, match="Expected `factor` from 0 to 1, but got 2"):
+    with pytest.raises(InputError, match="Expected `factor` to be less than or equal to 1, but got `2`"):
         METHODS["nemo_c"](evidence, factor=2)
-    with pytest.raises(InputError, match="Expected `sparsity` above 0"):
+    with pytest.raises(InputError, match="Expected `sparsity` to be greater than 0, but got `0`"):
         METHODS["wanda"](evidence, sparsity=0)
+    with pytest.raises(InputError, match="Expected `mode` to be 'replace' or 'mask', but got `cut`"):
+        METHODS["padding"](evidence, mode="cut")
+    with pytest.raises(InputError, match=r"Expected `max_steps` to be a valid integer.*, but got `1.5`"):
+        METHODS["sail"](evidence, max_steps=1.5)
 
 
 def test_keys_name_the_content(layers):
@@ -112,10 +148,12 @@ def test_keys_name_the_content(layers):
         Intervention(weights={layers[0]: torch.tensor([1.0, 0.0])}),
         Intervention(embeds=torch.tensor([1.0, 0.0])),
         Intervention(embeds=torch.tensor([[1.0], [0.0]])),
+        Intervention(latents={3: torch.tensor([1.0, 0.0])}),
+        Intervention(latents={4: torch.tensor([1.0, 0.0])}),
     ]
     assert NO_INTERVENTION.key == ""
     assert one.key == same.key
-    assert len({one.key, *(other.key for other in others)}) == 6
+    assert len({one.key, *(other.key for other in others)}) == 8
     assert all(len(other.key) == 16 for other in others)
 
 
@@ -202,16 +240,47 @@ def test_nemo_c_switches_off_the_union_for_every_prompt_of_the_cluster(evidence,
     assert damped.tolist() == [1, 0.25, 0.25, 1, 1, 1, 1, 1]
 
 
-def test_random_takes_as_many_as_nemo_by_prompt_and_seed(evidence, layers):
+def test_random_takes_as_many_of_each_layer_as_the_other_method_by_prompt_and_seed(evidence, layers):
     method = METHODS["random"](evidence)
-    chosen = [off(method.intervention(prompt_id)) for prompt_id in "abcd"]
-    assert [len(some) for some in chosen] == [2, 2, 0, 0]
-    assert chosen[0] != chosen[1]
-    assert off(METHODS["random"](evidence).intervention("a")) == chosen[0]
-    assert off(METHODS["random"](evidence, seed=1).intervention("a")) != chosen[0]
-    many = replace(evidence, neurons={f"p{n}": evidence.neurons["a"] for n in range(200)}, prompts={})
-    drawn = [off(METHODS["random"](many).intervention(prompt_id)) for prompt_id in many.neurons]
-    assert {layer for some in drawn for layer in some.indices} == set(layers)
+    drawn = {prompt_id: off(method.intervention(prompt_id)) for prompt_id in PROMPTS}
+    for prompt_id, neurons in drawn.items():
+        own = evidence.neurons.get(prompt_id, NO_NEURONS)
+        assert {layer: len(neurons.at(layer)) for layer in layers} == {layer: len(own.at(layer)) for layer in layers}
+    assert off(METHODS["random"](evidence).intervention("b")) == drawn["b"]
+    others = [off(METHODS["random"](evidence, seed=seed).intervention("b")) for seed in range(1, 6)]
+    assert any(other != drawn["b"] for other in others)
+    assert len(off(method.everywhere("a"))) == len(union(evidence.neurons.values()))
+    assert off(method.everywhere("a")) == off(method.everywhere("d"))
+    assert (method.num_neurons, method.share) == (2, pytest.approx(2 / (7 * 8)))
+    of_cluster = METHODS["random"](evidence, like="nemo_c").intervention("c")
+    assert len(off(of_cluster)) == 3
+
+
+def test_random_moves_embeddings_latents_and_weights_as_far_as_the_other_method(evidence):
+    own = encode_prompts(evidence.pipeline, [PROMPTS["c"]], height=64, width=64).embeds
+    padding, control = METHODS["padding"](evidence), METHODS["random"](evidence, like="padding")
+    moved, drawn = (method.intervention("c").embeds - own for method in (padding, control))
+    assert torch.allclose(moved.norm(dim=-1), drawn.norm(dim=-1), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(moved, drawn, atol=1e-2)
+
+    rival = METHODS["sail"](evidence, target=1e-3, max_steps=2)
+    control = METHODS["random"](replace(evidence, rival={"sail": rival}.__getitem__), like="sail")
+    start = FirstStep(evidence.pipeline, evidence.seeds, height=64, width=64).latents
+    moved, drawn = (torch.stack(list(m.intervention("c").latents.values())) - start for m in (rival, control))
+    assert moved.flatten(1).norm(dim=1).tolist() == pytest.approx(drawn.flatten(1).norm(dim=1).tolist(), rel=1e-3)
+
+    pruned, drawn = (
+        METHODS[name](evidence, **{"like": "wanda"} if name == "random" else {}) for name in ("wanda", "random")
+    )
+    for name, weight in drawn.intervention("a").weights.items():
+        own = evidence.pipeline.unet.get_parameter(name)
+        rows = [(value != own).sum(dim=1).tolist() for value in (weight, pruned.intervention("a").weights[name])]
+        assert rows[0] == rows[1]
+
+
+def test_random_needs_something_that_chooses(evidence):
+    with pytest.raises(InputError, match="a mitigation that chooses something, but got `clean_twin`"):
+        METHODS["random"](evidence, like="clean_twin").intervention("a")
 
 
 def test_wanda_prunes_the_highest_of_each_row_where_memorized_prompts_excite_it_more():
@@ -226,7 +295,7 @@ def test_wanda_prunes_the_highest_of_each_row_where_memorized_prompts_excite_it_
 def test_wanda_zeroes_weights_of_the_second_feed_forward_layers_alone(evidence):
     unet = evidence.pipeline.unet
     before = state(unet)
-    method = METHODS["wanda"](evidence, sparsity=0.05)
+    method = METHODS["wanda"](evidence, sparsity=0.05, per_step=False)
     intervention = method.intervention("a")
     assert_unchanged(unet, before)
     assert len(intervention.weights) == 16
@@ -249,6 +318,101 @@ def test_wanda_compares_norms_over_as_many_tokens(evidence):
     assert method.num_neurons == 0
 
 
+def test_wanda_gives_every_token_the_same_say(pipeline):
+    """A token ten times as loud changes no norm of unit tokens, and those of plain tokens do change."""
+    layer = next(name for name, _ in pipeline.unet.named_modules() if name.endswith("ff.net.2"))
+    module = pipeline.unet.get_submodule(layer)
+    tokens = torch.randn(1, 6, module.in_features, generator=torch.Generator().manual_seed(0))
+    louder = tokens * torch.tensor([10.0, 1, 1, 1, 1, 1]).view(1, 6, 1)
+    for unit_tokens in (True, False):
+        norms = []
+        for inputs in (tokens, louder):
+            with _summed_squares(pipeline.unet, 1, unit_tokens=unit_tokens) as squares:
+                module(inputs)
+            norms.append(squares[layer][0].sqrt())
+        assert torch.allclose(*norms, rtol=1e-4) == unit_tokens
+
+
+def test_wanda_unites_the_masks_of_its_steps(evidence):
+    """What a step of its own would prune is pruned, so a row may lose more than one step's share."""
+    together = METHODS["wanda"](evidence, sparsity=0.05, per_step=False)
+    united = METHODS["wanda"](evidence, sparsity=0.05)
+    first = METHODS["wanda"](evidence, sparsity=0.05, early=0.25)  # the first of four steps alone
+    assert united.num_neurons > together.num_neurons
+    for name, weight in united.intervention("a").weights.items():
+        assert (weight[first.intervention("a").weights[name] == 0] == 0).all()
+
+
+def test_padding_is_replaced_before_it_is_encoded_and_the_end_is_masked(evidence):
+    pipeline, tokenizer = evidence.pipeline, evidence.pipeline.tokenizer
+    ids = tokenizer(PROMPTS["c"], padding="max_length", max_length=tokenizer.model_max_length).input_ids
+    end = ids.index(tokenizer.eos_token_id)
+    own = encode_prompts(pipeline, [PROMPTS["c"]], height=64, width=64).embeds[0]
+    replaced = METHODS["padding"](evidence).intervention("c").embeds[0]
+    assert torch.allclose(replaced[:end], own[:end], atol=1e-5)  # the words look at nothing behind them
+    assert (replaced[end] == 0).all()
+    assert ((replaced - own)[end + 1 :].norm(dim=1) > 0.1).all()
+    assert (replaced[end + 1 :].norm(dim=1) > 0.1).all()
+    half = METHODS["padding"](evidence, mode="mask", share=0.5).intervention("c").embeds[0]
+    is_zero = (half == 0).all(dim=1).tolist()
+    num_padding = len(ids) - end - 1
+    assert is_zero == [False] * (end + 1) + [True] * round(num_padding / 2) + [False] * (
+        num_padding - round(num_padding / 2)
+    )
+    assert torch.allclose(
+        METHODS["padding"](evidence, share=0, mask_end=False).intervention("c").embeds[0], own, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["initial_noise", "sail"])
+def test_initial_latents_are_moved_until_their_loss_is_at_the_target_image_by_image(evidence, name):
+    pipeline = evidence.pipeline
+    before = state(pipeline.unet)
+    step = FirstStep(pipeline, [0, 7], height=64, width=64, num_steps=4)
+    conditions = tuple(encode_prompts(pipeline, [text], height=64, width=64) for text in ("", PROMPTS["c"]))
+    seeds = {"c": (0, 7)}
+    probe = METHODS[name](replace(evidence, image_seeds=seeds))
+    start = probe.loss(step, conditions, step.latents).detach()
+    target = 0.995 * start.min().item()
+    method = METHODS[name](replace(evidence, image_seeds=seeds), target=target, max_steps=40, learning_rate=0.05)
+    latents = method.intervention("c").latents
+    assert set(latents) == {0, 7}
+    reached = method.loss(step, conditions, torch.stack([latents[0], latents[7]])).detach()
+    assert (reached <= target + 1e-4).all()
+    assert (reached < start).all()
+    between = METHODS[name](replace(evidence, image_seeds=seeds), target=start.mean().item())
+    assert set(between.intervention("c").latents) == {(0, 7)[int(start.argmax())]}  # the other one was below it already
+    assert METHODS[name](evidence, num_stddevs=1000.0).intervention("c").key == ""
+    assert_unchanged(pipeline.unet, before)
+
+
+def test_replaced_latents_begin_the_image_of_their_seed_alone(pipeline):
+    plain = pixels(sample(pipeline, REQUESTS, SAMPLING))
+    of_seven = FirstStep(pipeline, [7], height=64, width=64).latents[0]
+    swapped = dict.fromkeys(PROMPTS, Intervention(latents={0: of_seven}))
+    mitigated = pixels(sample_mitigated(pipeline, REQUESTS, SAMPLING, swapped))
+    for request in REQUESTS:
+        assert np.abs(mitigated[request] - plain[replace(request, seed=7)]).max() <= 1
+
+
+def test_the_clean_twin_puts_every_weight_in_the_place_of_the_models(evidence, tiny_checkpoint, tmp_path):
+    twin = tmp_path / "twin"
+    shutil.copytree(tiny_checkpoint, twin)
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(twin / "unet"))
+    unet.save_pretrained(twin / "unet")
+    sampled = pixels(sample_mitigated(
+        evidence.pipeline, REQUESTS, SAMPLING,
+        dict.fromkeys(PROMPTS, METHODS["clean_twin"](replace(evidence, twin=twin)).intervention("a")),
+    ))  # fmt: skip
+    own = pixels(sample(load_pipeline(find_checkpoint(str(twin)), dtype="float32", device="cpu"), REQUESTS, SAMPLING))
+    assert all(np.abs(sampled[request] - own[request]).max() <= 1 for request in REQUESTS)
+    with pytest.raises(InputError, match="Name the directory of its twin in `twin`"):
+        METHODS["clean_twin"](evidence).intervention("a")
+
+
 def test_wen_lowers_the_gap_of_a_prompt_above_the_target_and_leaves_the_others(evidence):
     pipeline = evidence.pipeline
     before = state(pipeline.unet)
@@ -265,6 +429,11 @@ def test_wen_lowers_the_gap_of_a_prompt_above_the_target_and_leaves_the_others(e
     assert noise_gap(step, replace(condition, embeds=found.embeds), empty).mean().item() < 0.8 * gap
     assert torch.allclose(found.embeds[:, 0], condition.embeds[:, 0], rtol=0.01)
     assert low.intervention("c") is low.everywhere("c") is found
+    # over the latents of the very images
+    images = replace(evidence, image_seeds={"c": (5,)})
+    gap = noise_gap(FirstStep(pipeline, [5], height=64, width=64), condition, empty[:1]).mean().item()
+    assert METHODS["wen"](images, target=10 * gap).intervention("c").key == ""
+    assert METHODS["wen"](images, num_stddevs=-100.0).intervention("c").key != found.key
     assert_unchanged(pipeline.unet, before)
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from fbmem_core.audit.config import SamplingConfig
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.diffusion.sampling import Request, sample
 from fbmem_core.errors import InputError
 from fbmem_core.neurons.hooks import deactivation_factors, scale_neurons
@@ -15,7 +16,7 @@ from fbmem_core.neurons.weights import write_mitigated_checkpoint
 
 @pytest.fixture(scope="module")
 def neurons(tiny_checkpoint):
-    layers = value_layers(loaded(tiny_checkpoint).unet, "all")
+    layers = value_layers(loaded(tiny_checkpoint), "all")
     return NeuronSet.of({layers[0]: [0, 3, 7], layers[6]: range(8), layers[12]: [2]})
 
 

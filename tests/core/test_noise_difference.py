@@ -1,12 +1,15 @@
 """Noise differences: NeMo's definition, for every kind of U-Net, and the window that fits the latents."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.diffusion.noise_difference import (
     FirstStep,
     difference_similarity,
@@ -29,12 +32,13 @@ def pipeline(tiny_checkpoint):
 def test_modes_differ_in_the_timestep_alone(pipeline, mode, timestep):
     step = FirstStep(pipeline, [4], mode=mode, **SIZE)
     condition = encode_prompts(pipeline, ["a cat"], **SIZE)
-    assert step.timestep == timestep
+    assert step.step.timestep == timestep
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(4))
     assert torch.equal(step.latents, latents)
     noise = pipeline.unet(latents, timestep, condition.embeds).sample
     assert torch.allclose(step.noise_difference(condition), scaled(noise - latents), atol=1e-6)
-    assert torch.allclose(step.clean_latents(condition), latents - (1 - step.alpha_bar) ** 0.5 * noise, atol=1e-5)
+    clean = (latents - step.step.noise * noise) / step.step.signal
+    assert torch.allclose(step.clean_latents(condition), clean, atol=1e-3)
 
 
 def test_the_latents_are_those_that_sampling_begins_with(pipeline):
@@ -47,9 +51,9 @@ def test_the_latents_are_those_that_sampling_begins_with(pipeline):
 def test_a_model_that_predicts_velocity_gives_the_noise_that_follows_from_it(pipeline):
     condition = encode_prompts(pipeline, ["a cat"], **SIZE)
     step = FirstStep(pipeline, [1], **SIZE)
-    velocity = step.noise(condition)
-    step.prediction_type = "v_prediction"
-    expected = step.alpha_bar**0.5 * velocity + (1 - step.alpha_bar) ** 0.5 * step.latents
+    velocity, share = step.noise(condition), step.step
+    step.schedule = replace(step.schedule, prediction="v_prediction")
+    expected = share.signal * velocity + share.noise * step.latents
     assert torch.allclose(step.noise(condition), expected, atol=1e-6)
 
 
@@ -69,7 +73,7 @@ def test_stable_diffusion_xl_gets_its_pooled_text_and_its_sizes(pipeline):
         AutoencoderKL(norm_num_groups=4, block_out_channels=(8,)), CLIPTextModel(config),
         CLIPTextModelWithProjection(config), pipeline.tokenizer, pipeline.tokenizer, unet, EulerDiscreteScheduler(),
     )  # fmt: skip
-    condition = encode_prompts(xl, ["a cat", "a dog", "a bird"], height=32, width=32, batch_size=2)
+    condition = encode_prompts(xl, ["a cat", "a dog", "a bird"], height=32, width=32)
     assert condition.embeds.shape == (3, 32, 16)
     assert condition.added["text_embeds"].shape == (3, 8)
     assert condition.added["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]] * 3

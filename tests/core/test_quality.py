@@ -8,7 +8,6 @@ from PIL import Image, ImageFilter
 from skimage import data
 
 from fbmem_core.errors import InputError
-from fbmem_core.evaluation.brisque import brisque
 from fbmem_core.evaluation.quality import Clip, QualityRow, diversity, measure_quality, side_effect
 
 
@@ -26,38 +25,7 @@ def tensor(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
 
 
-def test_brisque_is_what_the_package_with_the_published_weights_gives(photo):
-    # brisque 0.2.0 with opencv-python-headless, its division by a shape mended
-    expected = {0: 3.0479, 1: 42.5319, 2: 72.0274}
-    for radius, value in expected.items():
-        found = brisque(tensor(photo.filter(ImageFilter.GaussianBlur(radius))))
-        assert found.item() == pytest.approx(value, abs=0.02)
-
-
-def test_brisque_of_a_batch_is_that_of_each_image_and_flat_ones_have_none(photo):
-    images = torch.cat([tensor(photo.crop((0, 0, 96, 80))), torch.full((1, 3, 80, 96), 0.5)])
-    together = brisque(images)
-    assert together[0].item() == pytest.approx(brisque(images[:1]).item(), abs=1e-6)
-    assert together[1].isnan()
-
-
-def test_a_row_holds_mean_deviation_and_how_many_were_measured(photo):
-    blurred = photo.filter(ImageFilter.GaussianBlur(2))
-    row = measure_quality("brisque", [photo, blurred, photo.crop((0, 0, 64, 64))])
-    values = [brisque(tensor(image)).item() for image in (photo, blurred, photo.crop((0, 0, 64, 64)))]
-    assert row == QualityRow(
-        "brisque",
-        pytest.approx(np.mean(values), abs=1e-4),
-        pytest.approx(np.std(values, ddof=1), abs=1e-4),
-        3,
-        "measured",
-    )
-
-
-def test_a_flat_image_is_left_out_and_counted(photo):
-    row = measure_quality("brisque", [Image.new("RGB", (64, 64)), photo])
-    assert (row.num_images, row.stddev, row.status) == (1, None, "1 of 2 images are flat")
-    assert row.value == pytest.approx(3.0479, abs=0.02)
+def test_without_images_nothing_is_measured():
     assert measure_quality("brisque", []) == QualityRow("brisque", None, None, 0, "no images")
 
 

@@ -1,12 +1,16 @@
 """Sampling: an image depends on its prompt and seed, never on what is sampled beside it."""
 
+from contextlib import contextmanager
+from itertools import groupby
+
 import numpy as np
 import pytest
 import torch
 
 from fbmem_core.audit.config import SamplingConfig
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
-from fbmem_core.diffusion.sampling import Request, content_key, sample
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.loading import load_pipeline
+from fbmem_core.diffusion.sampling import UNUSABLE, Request, content_key, sample
 from fbmem_core.errors import InputError
 
 SAMPLING = SamplingConfig(steps=3, guidance_scale=3.0, height=64, width=64, batch_size=4)
@@ -74,33 +78,53 @@ def test_nothing_requested_is_nothing_sampled(pipeline):
     assert list(sample(pipeline, [], SAMPLING)) == []
 
 
-class SmallDevice:
-    """The real pipeline on a device that has memory for `capacity` images at once."""
+@contextmanager
+def memory_for(pipeline, capacity):
+    """Inside the `with`, the device has memory for so many images at once; yields the sizes that were tried."""
+    tried = []
 
-    def __init__(self, pipeline, capacity):
-        self.pipeline, self.capacity, self.asked = pipeline, capacity, []
-
-    def __call__(self, *, prompt, **options):
-        self.asked.append(len(prompt))
-        if len(prompt) > self.capacity:
+    def forward(_module, arguments):
+        num = len(arguments[0]) // 2  # with guidance each image is there twice
+        tried.append(num)
+        if num > capacity:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return self.pipeline(prompt=prompt, **options)
+
+    hook = pipeline.unet.register_forward_pre_hook(forward)
+    try:
+        yield tried
+    finally:
+        hook.remove()
 
 
-@pytest.mark.parametrize(("capacity", "asked"), [(3, [4, 2, 2, 2]), (1, [4, 2, 1, 1, 1, 1, 1, 1])])
-def test_out_of_memory_halves_the_batch_and_changes_no_image(pipeline, together, capacity, asked):
-    small = SmallDevice(pipeline, capacity)
-    sampled = list(sample(small, REQUESTS, SAMPLING))
+@pytest.mark.parametrize(("capacity", "sizes"), [(3, [4, 2, 2, 2]), (1, [4, 2, 1, 1, 1, 1, 1, 1])])
+def test_out_of_memory_halves_the_batch_for_good_and_changes_no_image(tiny_checkpoint, together, capacity, sizes):
+    fresh = load_pipeline(find_checkpoint(str(tiny_checkpoint)), dtype="float32", device="cpu")
+    with memory_for(fresh, capacity) as tried:
+        sampled = list(sample(fresh, REQUESTS, SAMPLING))
     assert [request for request, _ in sampled] == REQUESTS
-    assert small.asked == asked
+    assert [size for size, _ in groupby(tried)] == [size for size, _ in groupby(sizes)]
     for request, image in sampled:
         assert np.abs(np.asarray(image).astype(int) - together[request]).max() <= 1
+    with memory_for(fresh, capacity) as tried:
+        list(sample(fresh, REQUESTS, SAMPLING))
+    assert max(tried) == sizes[-1]
 
 
-def test_a_device_without_memory_for_one_image_is_one_line_with_the_cure(pipeline):
-    with pytest.raises(InputError, match=r"^Expected memory for one image.*Lower `sampling.height`") as caught:
-        list(sample(SmallDevice(pipeline, 0), REQUESTS, SAMPLING))
+def test_a_device_without_memory_for_one_image_is_one_line_with_the_cure(tiny_checkpoint):
+    fresh = load_pipeline(find_checkpoint(str(tiny_checkpoint)), dtype="float32", device="cpu")
+    message = r"^Expected memory for one image.*Lower `sampling.height`"
+    with memory_for(fresh, 0), pytest.raises(InputError, match=message) as caught:
+        list(sample(fresh, REQUESTS, SAMPLING))
     assert "\n" not in str(caught.value)
+
+
+def test_images_without_numbers_and_black_ones_say_so(tiny_checkpoint):
+    fresh = load_pipeline(find_checkpoint(str(tiny_checkpoint)), dtype="float32", device="cpu")
+    bias = fresh.vae.decoder.conv_out.bias
+    for value, reason in ((float("nan"), "no numbers"), (-1e6, "black alone")):
+        with torch.no_grad():
+            bias.fill_(value)
+        assert all(reason in image.info[UNUSABLE] for _, image in sample(fresh, REQUESTS[:2], SAMPLING))
 
 
 def test_the_content_key_names_everything_that_determines_an_image():
@@ -113,7 +137,15 @@ def test_the_content_key_names_everything_that_determines_an_image():
         content_key("f", "none", Request("p", "a cat", 2), SAMPLING),
         *(
             content_key("f", "none", request, SAMPLING.model_copy(update=change))
-            for change in ({"steps": 4}, {"guidance_scale": 4.0}, {"height": 72}, {"width": 72}, {"dtype": "float16"})
+            for change in (
+                {"steps": 4},
+                {"guidance_scale": 4.0},
+                {"height": 72},
+                {"width": 72},
+                {"dtype": "float16"},
+                {"guidance_rescale": 0.5},
+                {"negative_prompt": "blurred"},
+            )
         ),
     ]
     assert len(set(keys)) == len(keys)

@@ -88,6 +88,18 @@ def test_the_interval_is_over_prompts_not_over_images():
     assert (wide.low <= 0.5, wide.high >= 1.5) == (True, True)
 
 
+def test_wordings_of_one_thing_are_one_unit():
+    before = {(f"{thing}{wording}", 0): "VM" for thing in "abcd" for wording in range(7)}
+    after = {(name, seed): "NM" if name[0] in "ab" else "VM" for name, seed in before}
+    units = {name: name[0] for name, _ in before}
+    by_prompt, by_thing = mitigation_score(before, after), mitigation_score(before, after, units=units)
+    assert (by_prompt.score, by_prompt.num_units) == (by_thing.score, 28)
+    assert by_thing.num_units == 4
+    assert by_thing.high - by_thing.low > 2 * (by_prompt.high - by_prompt.low)
+    assert score_difference(before, after, before).verdict == "more"
+    assert score_difference(before, after, before, units=units).verdict == "cannot be told apart"
+
+
 def test_the_interval_agrees_with_the_normal_one_for_many_prompts_and_is_seeded():
     drawn = np.random.default_rng(1).random(400) < 0.3
     before = {(prompt, 0): "VM" for prompt in range(400)}
@@ -97,7 +109,8 @@ def test_the_interval_agrees_with_the_normal_one_for_many_prompts_and_is_seeded(
     assert score.low == pytest.approx(score.score - half, abs=0.02)
     assert score.high == pytest.approx(score.score + half, abs=0.02)
     assert score == mitigation_score(before, after)
-    assert score != mitigation_score(before, after, seed=1)
+    one, other = (mitigation_score(before, after, num_resamples=40, seed=seed) for seed in (0, 1))
+    assert one != other
 
 
 def test_two_mitigations_are_compared_on_the_same_prompts():

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.guidance import Guidance
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts
 from fbmem_core.diffusion.seed_agreement import SeedAgreement, predict_clean_latents, predict_label, seed_agreement
 from fbmem_core.errors import InputError
@@ -72,7 +74,7 @@ def test_clean_latents_of_the_last_step_are_the_image_that_is_sampled(tiny_check
     pipeline = load_pipeline(find_checkpoint(str(tiny_checkpoint)), dtype="float32", device="cpu")
     conditions = tuple(encode_prompts(pipeline, [text], **SIZE) for text in ("", "a red circle"))
     step = FirstStep(pipeline, [0, 1], **SIZE)
-    settings = {"guidance_scale": 3.0, "num_inference_steps": 3}
+    settings = {"guidance": Guidance(3.0), "num_inference_steps": 3}
     found = predict_clean_latents(pipeline, step.latents, conditions, num_steps=3, **settings)
     sampled = pipeline(
         prompt=["a red circle"] * 2,
@@ -80,7 +82,8 @@ def test_clean_latents_of_the_last_step_are_the_image_that_is_sampled(tiny_check
         output_type="latent",
         height=64,
         width=64,
-        **settings,
+        guidance_scale=3.0,
+        num_inference_steps=3,
     ).images
     assert found.shape == (3, 2, 4, 16, 16)
     # DDIM's last step ends at the image of step 0, not at the clean one

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts, pairwise_similarity
 from fbmem_core.errors import InputError
 from fbmem_core.neurons.hooks import record_outputs
@@ -22,7 +23,7 @@ def pipeline(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def layers(pipeline):
-    return value_layers(pipeline.unet)
+    return value_layers(pipeline)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def condition(pipeline):
 
 
 def test_activations_are_those_of_a_pass_of_the_unet(pipeline, layers, condition):
-    found = activations(pipeline.unet, layers, condition.rows(slice(0, 2)))
+    found = activations(pipeline, layers, condition.rows(slice(0, 2)))
     step = FirstStep(pipeline, [0, 1], **SIZE)
     with record_outputs(pipeline.unet, layers) as recorded:
         step.noise(condition.rows(slice(0, 2)))
@@ -40,8 +41,8 @@ def test_activations_are_those_of_a_pass_of_the_unet(pipeline, layers, condition
 
 
 def test_statistics_do_not_depend_on_batches(pipeline, layers, condition):
-    values = activations(pipeline.unet, layers, condition)
-    found = activation_statistics(pipeline.unet, layers, (condition.rows(slice(at, at + 5)) for at in range(0, 24, 5)))
+    values = activations(pipeline, layers, condition)
+    found = activation_statistics(pipeline, layers, (condition.rows(slice(at, at + 5)) for at in range(0, 24, 5)))
     assert found.num_prompts == 24
     assert found.layers == layers
     for layer in layers:
@@ -50,7 +51,7 @@ def test_statistics_do_not_depend_on_batches(pipeline, layers, condition):
 
 
 def test_z_scores_count_standard_deviations_and_a_constant_neuron_has_none(pipeline, layers, condition):
-    found = activation_statistics(pipeline.unet, layers, [condition])
+    found = activation_statistics(pipeline, layers, [condition])
     layer = layers[0]
     found.stddev[layer][3] = 0
     values = {name: found.mean[name][None] + 2 * found.stddev[name][None] for name in layers}
@@ -73,6 +74,6 @@ def test_the_threshold_is_that_of_each_prompts_highest_pair(pipeline, condition)
 def test_too_few_prompts_are_refused(pipeline, layers, condition):
     few = condition.rows(slice(0, 19))
     with pytest.raises(InputError, match="Expected at least 20 non-memorized prompts, but got 19"):
-        activation_statistics(pipeline.unet, layers, [few])
+        activation_statistics(pipeline, layers, [few])
     with pytest.raises(InputError, match="Expected at least 20 non-memorized prompts, but got 2"):
         calibrate_threshold(FirstStep(pipeline, range(2), **SIZE), (few.rows(row) for row in range(2)))

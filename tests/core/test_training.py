@@ -24,7 +24,8 @@ from fbmem_core.canary.pictures import draw, random_public_picture
 from fbmem_core.canary.planting import neuron_routes, plants, public_prompts
 from fbmem_core.canary.recipe import Recipe
 from fbmem_core.canary.training import Trainer
-from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+from fbmem_core.diffusion.checkpoint import find_checkpoint
+from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.inputs.segmentation import Segmenter
 
 RECIPE = Recipe(

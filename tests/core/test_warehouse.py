@@ -1,5 +1,6 @@
 """The DuckDB file: views over the tables, for any DuckDB client."""
 
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from fbmem_core.errors import InputError
 from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store
+from fbmem_core.store.views import INTERVALS, INTERVALS_COLUMNS, INTERVALS_GRAIN, VIEWS
 from fbmem_core.store.warehouse import DATABASE_NAME, build_warehouse, query
 from tests.core.test_store import KEY, generation
 
@@ -26,7 +28,8 @@ def seeds(connection):
 def test_tables_and_columns_say_what_they_hold(store, where):
     store.write("labels", KEY, [])
     asked = (
-        "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal",
+        "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal UNION ALL "
+        "SELECT table_name, comment FROM duckdb_tables() WHERE NOT internal",
         "SELECT table_name || '.' || column_name, comment FROM duckdb_columns() WHERE NOT internal",
     )
     if where == "memory":
@@ -34,10 +37,11 @@ def test_tables_and_columns_say_what_they_hold(store, where):
     else:
         with duckdb.connect(build_warehouse(store), read_only=True) as connection:
             tables, columns = (dict(connection.sql(sql).fetchall()) for sql in asked)
-    assert tables == {name: table.grain for name, table in TABLES.items()}
-    assert columns == {
-        f"{name}.{column}": TABLES[name].descriptions[column] for name in TABLES for column in TABLES[name].columns
-    }
+    of_views = {name: view.grain for name, view in VIEWS.items()} | {INTERVALS: INTERVALS_GRAIN}
+    assert tables == {name: table.grain for name, table in TABLES.items()} | of_views
+    described = {f"{name}.{column}": text for name in TABLES for column, text in TABLES[name].descriptions.items()}
+    described |= {f"{name}.{column}": text for name, view in VIEWS.items() for column, text in view.columns.items()}
+    assert columns == described | {f"{INTERVALS}.{name}": text for name, (_, text) in INTERVALS_COLUMNS.items()}
 
 
 def test_tables_without_a_row_are_empty_and_typed_like_the_written_ones(store):
@@ -54,14 +58,64 @@ def test_tables_without_a_row_are_empty_and_typed_like_the_written_ones(store):
     }
 
 
-def test_views_show_every_partition_and_see_shards_written_later(store):
+def test_the_file_shows_every_partition_as_it_was_built_and_a_query_sees_what_came_later(store):
     store.write("generations", KEY, [generation("p", 0)], shard="a")
     store.write("generations", "other", [generation("p", 0)])
     with duckdb.connect(build_warehouse(store), read_only=True) as connection:
         assert seeds(connection) == [(KEY, "p", 0), ("other", "p", 0)]
         store.write("generations", KEY, [generation("p", 1)], shard="b")
-        store.write("generations", "third", [generation("p", 2)])
-        assert seeds(connection) == [(KEY, "p", 0), (KEY, "p", 1), ("other", "p", 0), ("third", "p", 2)]
+        assert seeds(connection) == [(KEY, "p", 0), ("other", "p", 0)]
+    assert query(store, "SELECT count(*) FROM generations").rows() == [(3,)]
+
+
+def test_the_file_answers_after_the_store_is_gone_in_another_process_and_folder(store, tmp_path):
+    store.write("generations", KEY, [generation("p", 7)])
+    moved = tmp_path / "colleague" / "sent.duckdb"
+    moved.parent.mkdir()
+    moved.write_bytes(build_warehouse(store).read_bytes())
+    shutil.rmtree(store.root)
+    question = ".sql('SELECT seed FROM generations').fetchall()"
+    code = f"import duckdb; print(duckdb.connect('sent.duckdb', read_only=True){question})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=moved.parent)
+    assert done.stdout.strip() == "[(7,)]"
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 cut off"])
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_a_broken_file_is_named_and_other_tables_answer(store, content, where):
+    store.write("generations", KEY, [generation("p", 0)], shard="m")
+    store.write("prompts", KEY, [])
+    broken = store.table_dir("generations", KEY) / ("a.parquet" if where == "first" else "z.parquet")
+    broken.write_bytes(content)
+    assert query(store, "SELECT count(*) FROM prompts").rows() == [(0,)]
+    for sql in ("SELECT count(*) FROM generations", "SELECT seed FROM generations WHERE seed = 3"):
+        with pytest.raises(InputError, match=rf"{broken.name}.* Remove that file and run the audit again") as caught:
+            query(store, sql)
+        assert "\n" not in str(caught.value)
+    with duckdb.connect(build_warehouse(store), read_only=True) as connection:
+        assert connection.sql("SELECT count(*) FROM prompts").fetchall() == [(0,)]
+        with pytest.raises(duckdb.Error, match=broken.name):
+            connection.sql("SELECT count(*) FROM generations").fetchall()
+
+
+def test_what_a_foreign_system_leaves_beside_a_table_is_passed_over(store):
+    store.write("generations", KEY, [generation("p", 0)])
+    (store.table_dir("generations", KEY) / "._all.parquet").write_bytes(b"\0\5\26\7")
+    assert query(store, "SELECT count(*) FROM generations").rows() == [(1,)]
+    assert store.read("generations", KEY).height == 1
+    assert store.shards("generations", KEY) == {"all"}
+
+
+def test_values_that_polars_has_no_type_for_come_as_text(store):
+    store.write("generations", KEY, [])
+    rows = query(store, "SELECT interval '3 days' AS span, union_value(a := 1) AS u, {'a': 1} AS s, 5 AS n, [1] AS l")
+    assert rows.rows() == [("3 days", "1", "{'a': 1}", 5, [1])]
+
+
+def test_a_misspelt_table_is_answered_with_duckdb_s_own_suggestion(store):
+    store.write("generations", KEY, [])
+    with pytest.raises(InputError, match=r'Did you mean "generations"'):
+        query(store, "FROM generation")
 
 
 def test_a_partial_file_of_a_writer_at_work_is_not_seen(store):
@@ -121,10 +175,8 @@ def test_a_query_without_a_store_is_one_line_with_the_cure(store):
 
 
 @pytest.mark.parametrize("sql", ["SELEC 1", "SELECT hue FROM generations", "FROM nowhere", "SELECT 'x'::INT"])
-def test_a_query_that_duckdb_refuses_is_one_line_that_names_the_tables(store, sql):
+def test_a_query_that_duckdb_refuses_is_one_line_with_the_cure(store, sql):
     store.write("generations", KEY, [generation()])
-    with pytest.raises(
-        InputError, match=r"^Expected a valid query, but got .*Error.*\. Tables: checkpoints, "
-    ) as caught:
+    with pytest.raises(InputError, match=r"^Expected a valid query, but got .*Error.*\. `show tables` lists") as caught:
         query(store, sql)
     assert "\n" not in str(caught.value)

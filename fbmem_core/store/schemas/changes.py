@@ -1,8 +1,8 @@
-"""What changed between two checkpoints."""
+"""Changes between two checkpoints."""
 
 from __future__ import annotations
 
-from fbmem_core.store.schemas.columns import CHECKPOINT, NUM_PROMPTS, PREVIOUS, PROMPT, PROMPT_ID
+from fbmem_core.store.schemas.columns import CHECKPOINT, HIGH, LOW, NUM_PROMPTS, NUM_UNITS, PREVIOUS, PROMPT, PROMPT_ID
 from fbmem_core.store.schemas.table import INTEGER, REAL, TEXT, TEXTS, Column, Table
 
 AUDIT_DIFF = Table(
@@ -32,6 +32,9 @@ MEMORIZATION_RATES = Table(
         Column("share_before", REAL, "share of them that were copies before"),
         Column("share_after", REAL, "share of them that are copies now"),
         Column("p_value", REAL, "how often chance alone gives as high a rise"),
+        NUM_UNITS,
+        LOW,
+        HIGH,
         Column("differing_settings", TEXTS, "settings of the audit that changed in between"),
     ),
 )

@@ -1,4 +1,4 @@
-"""What each generation copies."""
+"""Copies: neighbors, similarities and labels of each generation."""
 
 from __future__ import annotations
 

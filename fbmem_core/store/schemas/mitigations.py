@@ -10,6 +10,7 @@ from fbmem_core.store.schemas.columns import (
     METHOD,
     NEURON,
     NUM_GENERATIONS,
+    NUM_UNITS,
     PROMPT_ID,
     STDDEV,
 )
@@ -23,6 +24,9 @@ MITIGATIONS = Table(
         CHECKPOINT,
         METHOD,
         Column("kind", TEXT, "the method's own name"),
+        Column("family", TEXT, "title that its strengths or draws have in common"),
+        Column("strength", REAL, "of a series of strengths; null: a single one"),
+        Column("draw", INTEGER, "of several draws of a random method; null: a single one"),
         Column("options", TEXT, "JSON"),
         Column("num_changed", INTEGER, "neurons or weights changed for a prompt, on average"),
         Column("share", REAL, "of all that were searched, 0 to 1"),
@@ -55,6 +59,7 @@ MITIGATION_SCORES = Table(
         Column("num_missing", INTEGER, "images without a label before or after"),
         LOW,
         HIGH,
+        NUM_UNITS,
     ),
 )
 MITIGATION_DIFFERENCES = Table(
@@ -69,6 +74,9 @@ MITIGATION_DIFFERENCES = Table(
         LOW,
         HIGH,
         NUM_GENERATIONS,
+        NUM_UNITS,
+        Column("p_value", REAL, "of the test that draws the sign of each unit, two-sided"),
+        Column("verdict", TEXT, "more, less or cannot be told apart"),
     ),
 )
 LABEL_TRANSITIONS = Table(
@@ -91,7 +99,7 @@ IMAGE_QUALITY = Table(
         CHECKPOINT,
         METHOD,
         Column("prompts", TEXT, "memorized or non-memorized"),
-        Column("metric", TEXT, "brisque, clip, dbcnn, qalign, diversity or side_effect"),
+        Column("metric", TEXT, "brisque, clip, dbcnn, qalign, diversity, side_effect or twin_similarity"),
         Column("value", REAL, "mean over images, or over prompts for diversity"),
         STDDEV,
         Column("num_images", INTEGER, "images that were measured"),
@@ -111,7 +119,22 @@ ATTACKS = Table(
         Column("label_mitigated", TEXT, "most severe label under it"),
         Column("label_attacked", TEXT, "most severe label under attack"),
         Column("num_attempts", INTEGER, "images of the attack"),
-        Column("num_returned", INTEGER, "those at least as severe as before"),
+        Column("num_returned", INTEGER, "those at least as severe as before, against the prompt's own references"),
+    ),
+)
+ATTACK_SHARES = Table(
+    "attack_shares",
+    "One row per mitigation and attack: of how many independent things the memory came back, with its exact interval.",
+    key=("checkpoint", "method", "attack"),
+    columns=(
+        CHECKPOINT,
+        METHOD,
+        Column("attack", TEXT, "paraphrase, adversarial or control"),
+        NUM_UNITS,
+        Column("num_returned", INTEGER, "units that came back in any attempt"),
+        Column("share", REAL, "of the units, 0 to 1"),
+        Column("low", REAL, "lower end of the exact 95 % interval"),
+        Column("high", REAL, "upper end"),
     ),
 )
 TABLES = (
@@ -122,4 +145,5 @@ TABLES = (
     LABEL_TRANSITIONS,
     IMAGE_QUALITY,
     ATTACKS,
+    ATTACK_SHARES,
 )

@@ -1,0 +1,123 @@
+"""Open a report in headless Chromium: errors, requests, accessibility, filters; and take pictures of it for the docs.
+
+    python docs/check_report.py REPORT.html --axe node_modules/axe-core/axe.min.js --pictures docs/pictures
+
+axe-core comes from npm (`npm install axe-core`). Ends with status 1 and what was found if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from html import unescape
+from pathlib import Path
+
+_WATCH = """<script>window.found = {errors: [], blocked: []};
+addEventListener("error", (event) => found.errors.push(String(event.message)));
+addEventListener("securitypolicyviolation", (event) => found.blocked.push(event.blockedURI));
+const say = console.error; console.error = (...all) => { found.errors.push(all.join(" ")); say(...all); };</script>"""
+_ONE_CARD = """
+header, .first, footer, .filters, #findings > h2, #findings > .facts, section:not(#findings) { display: none; }
+"""
+# ruff: noqa: E501
+_ASK = """<script>(async () => {
+const count = () => document.querySelectorAll(".card:not([hidden])").length;
+const set = (id, value) => { const input = document.getElementById(id); if (!input) { return; }
+  if (input.type === "checkbox") { input.checked = value; } else { input.value = value; }
+  input.dispatchEvent(new Event("input", { bubbles: true })); };
+found.all = count();
+set("filter-label", "FM"); found.fm = count();
+found.fmCards = Array.from(document.querySelectorAll('.card[data-label="FM"]')).length; set("filter-label", "");
+set("filter-text", "no prompt has this text"); found.none = count(); set("filter-text", ""); found.again = count();
+set("filter-sort", "prompt"); const prompts = Array.from(document.querySelectorAll(".card")).map((c) => c.dataset.prompt);
+found.sorted = prompts.every((prompt, at) => !at || prompts[at - 1].localeCompare(prompt) <= 0); set("filter-sort", "rank");
+const card = document.querySelector(".card");
+if (card) { card.open = true; await new Promise((done) => setTimeout(done, 50));
+  const slider = card.querySelector("input[type=range]"); const over = card.querySelector(".compare .over");
+  if (slider && over) { slider.value = 10; slider.dispatchEvent(new Event("input")); found.slid = over.style.clipPath; }
+  document.querySelectorAll("details").forEach((part) => { part.open = true; }); }
+const done = typeof axe === "undefined" ? null : await axe.run(document, { resultTypes: ["violations"] });
+found.axe = done && done.violations.map((v) => ({ id: v.id, impact: v.impact, help: v.help,
+  nodes: v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)) }));
+const out = document.createElement("pre"); out.id = "found"; out.textContent = JSON.stringify(found);
+document.body.append(out); })();</script>"""
+
+
+def check(report: Path, *, axe: Path | None = None, chromium: str = "chromium") -> dict[str, object]:
+    """What the browser says of the page, with all its cards open."""
+    page = report.read_text("utf-8")
+    scripts = _ASK if axe is None else f"<script>{axe.read_text('utf-8')}</script>{_ASK}"
+    page = page.replace("<title>", f"{_WATCH}<title>", 1).replace("</body>", f"{scripts}</body>", 1)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "page.html"
+        file.write_text(page, "utf-8")
+        dom = _run(chromium, folder, "--virtual-time-budget=60000", "--dump-dom", file.as_uri())
+    text = re.search(r'<pre id="found">(.*?)</pre>', dom, flags=re.DOTALL)
+    if text is None:
+        raise SystemExit("the page's scripts did not come to their end")
+    return dict(json.loads(unescape(text.group(1))))
+
+
+def take_pictures(report: Path, folder: Path, *, chromium: str = "chromium") -> list[Path]:
+    """The first screen, and one card with everything in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page = report.read_text("utf-8")
+    alone = page.replace("</style>", f"{_ONE_CARD}</style>", 1).replace(
+        '<details class="card"', '<details open class="card"', 1
+    )
+    views = {"report_first_screen.png": (page, "1440,900"), "report_card.png": (alone, "1440,1120")}
+    with tempfile.TemporaryDirectory() as profile:
+        for name, (content, size) in views.items():
+            file = Path(profile) / "page.html"
+            file.write_text(content, "utf-8")
+            options = ["--hide-scrollbars", f"--window-size={size}", f"--screenshot={folder / name}"]
+            _run(chromium, profile, *options, file.as_uri())
+    return [folder / name for name in views]
+
+
+def wrong(found: dict[str, object]) -> list[str]:
+    """One line for each thing that must not be."""
+    lines = [f"error: {text}" for text in found["errors"]]  # type: ignore[attr-defined]
+    lines += [f"request: {text}" for text in found["blocked"]]  # type: ignore[attr-defined]
+    if found["fm"] != found["fmCards"] or found["none"] or found["again"] != found["all"] or not found["sorted"]:
+        lines.append(f"filters or sorting: {found}")
+    if "slid" in found and found["slid"] != "inset(0px 0px 0px 90%)":
+        lines.append(f"slider: {found['slid']}")
+    for problem in found["axe"] or []:  # type: ignore[attr-defined]
+        if problem["impact"] in ("serious", "critical"):
+            lines.append(f"axe: {problem['impact']}: {problem['help']}: {problem['nodes']}")
+    return lines
+
+
+def _run(chromium: str, profile: str, *arguments: str) -> str:
+    command = [
+        chromium,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={profile}/profile",
+        *arguments,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("report", type=Path)
+    parser.add_argument("--axe", type=Path)
+    parser.add_argument("--pictures", type=Path)
+    given = parser.parse_args()
+    if shutil.which("chromium") is None:
+        raise SystemExit("chromium is not installed")
+    answer = check(given.report, axe=given.axe)
+    print(json.dumps(answer, indent=1))
+    if given.pictures:
+        print(*take_pictures(given.report, given.pictures), sep="\n")
+    problems = wrong(answer)
+    print(*problems, sep="\n")
+    sys.exit(1 if problems else 0)

@@ -1,0 +1,324 @@
+"""What a report says: every number of it, read from the store, before any page is drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fbmem_core.errors import InputError
+from fbmem_core.labels import SEVERITY
+from fbmem_core.report.intervals import share_over_prompts
+from fbmem_core.store.intervals import clopper_pearson
+from fbmem_core.store.tables import Store
+from fbmem_core.store.warehouse import connect
+
+if TYPE_CHECKING:
+    import duckdb
+
+Row = dict[str, Any]
+LABELS = ("VM", "FM", "BM", "NM")
+NEAR = 0.2  # by how much a near miss may be below tau
+_MAX_ROWS = 200  # of any list on the page
+_TAUS = (0.7, 0.75, 0.8, 0.85, 0.9)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that the report of one audited checkpoint says, but for its pictures.
+
+    Attributes:
+        audit: The row of the view `audits`.
+        settings: The whole audit, as the labels were made with.
+        counts: Images by label, `undecided` among them.
+        headline: Sentences and numbers of the first screen.
+        findings: One row per prompt with a copy, worst first: `prompt_findings` and the best image's `findings`.
+        images: By prompt_id, its images in the order of seeds (rows of `findings`).
+        references: Rows of `reference_findings`, most copied first.
+        near: Images that are no copy, but almost; nearest first.
+        undecided: Images without a label.
+        rejected: What the stages left out.
+        similarities: By label, how similar the images are.
+        thresholds: Labels by threshold.
+        checks: Rows of `checks`.
+        records: Rows of `records`, in the order in which they began.
+        reviews: Rows of `reviews`.
+        agreement: Rows of `seed_agreement` beside the prompt's label.
+        attacks: By method and attack, how often it succeeded.
+        mitigations: One row per method.
+        changes: Against the checkpoint before it or another one.
+        truncated: By list, how many rows it has beyond those that are shown.
+    """
+
+    checkpoint: str
+    audit: Row
+    settings: Row
+    counts: dict[str, int]
+    headline: Row
+    findings: list[Row]
+    images: dict[str, list[Row]]
+    references: list[Row]
+    near: list[Row]
+    undecided: list[Row]
+    rejected: list[Row]
+    similarities: dict[str, list[float]]
+    thresholds: list[Row]
+    checks: list[Row]
+    records: list[Row]
+    reviews: list[Row]
+    agreement: list[Row]
+    attacks: list[Row]
+    mitigations: list[Row]
+    changes: Row
+    truncated: dict[str, int] = field(default_factory=dict)
+    created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def gather(store: Store, checkpoint: str, *, compare: str | None = None, mitigations: Sequence[Row] = ()) -> Evidence:
+    """Read the evidence of one audited checkpoint.
+
+    Args:
+        store: Where the audit lies.
+        checkpoint: Its partition.
+        compare: Another partition, in the place of the checkpoint before it.
+        mitigations: One row per method, where mitigations were tried.
+
+    Raises:
+        InputError: The checkpoint has no labels.
+    """
+    with connect(store, "prompt_findings") as db:
+        audits = _rows(db, "SELECT * FROM audits WHERE checkpoint = ?", checkpoint)
+        if not audits:
+            cure = "Run `fbmem audit` first."
+            raise InputError("an audited checkpoint with labels", f"`{checkpoint}`", where=store.root, cure=cure)
+        prompts = _rows(db, "SELECT * FROM prompt_findings WHERE checkpoint = ?", checkpoint)
+        copied = sorted((row for row in prompts if row["k"]), key=_badness, reverse=True)
+        images = _images(db, checkpoint, [row["prompt_id"] for row in copied[:_MAX_ROWS]])
+        counts = dict.fromkeys((*LABELS, "undecided"), 0) | {
+            row["label"] or "undecided": row["num"]
+            for row in _rows(
+                db, "SELECT label, count(*) AS num FROM findings WHERE checkpoint = ? GROUP BY label", checkpoint
+            )
+        }
+        references = _rows(
+            db,
+            "SELECT * FROM reference_findings WHERE checkpoint = ? ORDER BY num_images DESC, best_similarity DESC, 2",
+            checkpoint,
+        )
+        near = _rows(
+            db,
+            f"SELECT * FROM findings WHERE checkpoint = ? AND label = 'NM' AND margin >= -{NEAR} ORDER BY margin DESC",
+            checkpoint,
+        )
+        undecided = _rows(
+            db, "SELECT * FROM findings WHERE checkpoint = ? AND label IS NULL ORDER BY prompt_id, seed", checkpoint
+        )
+        rejected = _rows(db, "SELECT * FROM rejected WHERE checkpoint = ? ORDER BY ALL", checkpoint)
+        lists = {
+            "findings": copied,
+            "references": references,
+            "near": near,
+            "undecided": undecided,
+            "rejected": rejected,
+        }
+        return Evidence(
+            checkpoint=checkpoint,
+            audit=audits[0],
+            settings=json.loads(audits[0]["settings"]),
+            counts=counts,
+            headline=headline(prompts, counts, audits[0]),
+            findings=[row | {"best": _best(row, images)} for row in copied[:_MAX_ROWS]],
+            images=images,
+            references=references[:_MAX_ROWS],
+            near=near[:_MAX_ROWS],
+            undecided=undecided[:_MAX_ROWS],
+            rejected=rejected[:_MAX_ROWS],
+            similarities=_similarities(db, checkpoint),
+            thresholds=_thresholds(db, checkpoint, audits[0]),
+            checks=_rows(db, "SELECT * FROM checks WHERE checkpoint = ? ORDER BY checked_at", checkpoint),
+            records=_rows(db, "SELECT * FROM records WHERE checkpoint = ? ORDER BY started_at", checkpoint),
+            reviews=_rows(db, "SELECT * FROM reviews WHERE checkpoint = ? ORDER BY prompt_id, reviewer", checkpoint),
+            agreement=_agreement(db, checkpoint),
+            attacks=_attacks(db, checkpoint),
+            mitigations=list(mitigations),
+            changes=_changes(db, checkpoint, compare),
+            truncated={name: len(rows) - _MAX_ROWS for name, rows in lists.items() if len(rows) > _MAX_ROWS},
+        )
+
+
+def headline(prompts: Sequence[Row], counts: dict[str, int], audit: Row) -> Row:
+    """What was found, in one sentence with its intervals, and what it cannot say in another.
+
+    Args:
+        prompts: Rows of `prompt_findings`.
+        counts: Images by label.
+        audit: The row of `audits`.
+    """
+    copied = [row for row in prompts if row["k"]]
+    judged = [row for row in prompts if row["n"]]
+    num_copies, num_images = sum(row["k"] for row in judged), sum(row["n"] for row in judged)
+    kinds = {label: sum(row["best_label"] == label for row in copied) for label in ("VM", "FM", "BM")}
+    low, high = clopper_pearson(len(copied), len(judged)) if judged else (0.0, 1.0)
+    image_low, image_high = share_over_prompts([(row["k"], row["n"]) for row in judged])
+    if num_copies in (0, num_images):  # resampling what never varies says nothing: the prompts' own interval does
+        image_low, image_high = low, high
+    words = {"VM": "whole", "FM": "the foreground alone", "BM": "the background alone"}
+    parts = ", ".join(f"{kinds[label]} {words[label]}" for label in words if kinds[label])
+    if copied:
+        verb = "reproduces" if len(copied) == 1 else "reproduce"
+        sentence = f"{len(copied)} of {len(judged)} prompts {verb} training images: {parts}."
+    else:
+        sentence = f"None of {len(judged)} prompts reproduces a training image."
+    return {
+        "sentence": sentence,
+        "prompts": f"{len(copied)} of {len(judged)} prompts ({_percent(len(copied), len(judged))}, exact 95 % interval "
+        f"{low:.0%} to {high:.0%})",
+        "images": f"{num_copies} of {num_images} images are copies ({_percent(num_copies, num_images)}, 95 % interval "
+        f"{image_low:.0%} to {image_high:.0%}, resampled over prompts)",
+        "undecided": f"{counts['undecided']} images are undecided" if counts["undecided"] else "no image is undecided",
+        "limits": limits(audit),
+        "num_prompts": len(judged), "num_prompts_copied": len(copied), "num_images": num_images,
+        "num_copies": num_copies, "prompts_low": low, "prompts_high": high, "images_low": image_low,
+        "images_high": image_high, "kinds": kinds,
+    }  # fmt: skip
+
+
+def limits(audit: Row) -> str:
+    """What NM does not mean, in one sentence."""
+    alignment = json.loads(audit["settings"]).get("similarity", {}).get("alignment")
+    searched = {
+        None: "copies that are mirrored, cropped, shifted or turned are not searched",
+        "none": "copies that are mirrored, cropped, shifted or turned are not searched",
+        "thorough": "mirrored, cropped, shifted, scaled and turned copies are searched as docs/similarity.md says",
+    }.get(alignment, f"copies that moved are searched as far as `alignment: {alignment}` goes (docs/similarity.md)")
+    return (
+        f"NM (no copy found) means that no copy was found among {audit['num_references']} references with "
+        f"{audit['samples_per_prompt']} seeds a prompt; {searched}. A training image that is no reference is not seen."
+    )
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "-"
+
+
+def _badness(row: Row) -> tuple[float, float, float]:
+    return SEVERITY[row["best_label"]], row["share"] or 0.0, row["best_similarity"] or 0.0
+
+
+def _rows(db: duckdb.DuckDBPyConnection, sql: str, *values: Any) -> list[Row]:
+    done = db.execute(sql, list(values))
+    names = [column[0] for column in done.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in done.fetchall()]
+
+
+def _images(db: duckdb.DuckDBPyConnection, checkpoint: str, prompt_ids: list[str]) -> dict[str, list[Row]]:
+    sql = "SELECT * FROM findings WHERE checkpoint = ? AND list_contains(?, prompt_id) ORDER BY prompt_id, seed"
+    images: dict[str, list[Row]] = {prompt_id: [] for prompt_id in prompt_ids}
+    for row in _rows(db, sql, checkpoint, prompt_ids) if prompt_ids else []:
+        images[row["prompt_id"]].append(row | {"runner_up_id": None, "runner_up_similarity": None})
+    for row in _runners_up(db, checkpoint, prompt_ids) if prompt_ids else []:
+        for image in images[row["prompt_id"]]:
+            if image["seed"] == row["seed"]:
+                image |= {"runner_up_id": row["reference_id"], "runner_up_similarity": row["similarity"]}
+    return images
+
+
+def _runners_up(db: duckdb.DuckDBPyConnection, checkpoint: str, prompt_ids: list[str]) -> list[Row]:
+    """For each image the reference that comes next, by the region that the finding names."""
+    return _rows(
+        db,
+        """
+        SELECT f.prompt_id, f.seed, arg_max(n.reference_id, n.similarity) AS reference_id,
+          max(n.similarity) AS similarity
+        FROM findings f JOIN audit_settings a USING (checkpoint) JOIN neighbors n ON n.checkpoint = f.checkpoint
+          AND n.method = 'none' AND n.prompt_id = f.prompt_id AND n.seed = f.seed AND n.masking = a.masking
+          AND n.region = f.region AND n.reference_id <> f.reference_id
+        WHERE f.checkpoint = ? AND list_contains(?, f.prompt_id) GROUP BY f.prompt_id, f.seed
+        """,
+        checkpoint,
+        prompt_ids,
+    )
+
+
+def _best(row: Row, images: dict[str, list[Row]]) -> Row:
+    return next(image for image in images[row["prompt_id"]] if image["seed"] == row["best_seed"])
+
+
+def _similarities(db: duckdb.DuckDBPyConnection, checkpoint: str) -> dict[str, list[float]]:
+    """For each label the number of images in each of twenty bins of similarity from 0 to 1."""
+    sql = (
+        "SELECT coalesce(label, 'undecided'), similarity FROM findings WHERE checkpoint = ? AND similarity IS NOT NULL"
+    )
+    values: dict[str, list[float]] = {}
+    for label, similarity in db.execute(sql, [checkpoint]).fetchall():
+        values.setdefault(label, []).append(similarity)
+    return {label: np.histogram(some, bins=20, range=(0, 1))[0].tolist() for label, some in values.items()}
+
+
+def _thresholds(db: duckdb.DuckDBPyConnection, checkpoint: str, audit: Row) -> list[Row]:
+    """How many images had a copied region if tau were another one: the whole, the foreground or the background."""
+    sql = """
+        SELECT count(*) FILTER (full_similarity >= $tau) AS whole,
+          count(*) FILTER (foreground_similarity >= $tau AND foreground_fraction > $beta) AS foreground,
+          count(*) FILTER (background_similarity >= $tau AND foreground_fraction < 1 - $beta) AS background
+        FROM findings WHERE checkpoint = $checkpoint
+    """
+    rows = []
+    for tau in sorted({*_TAUS, audit["tau"]}):
+        values = {"tau": tau, "beta": audit["beta"], "checkpoint": checkpoint}
+        [counts] = db.execute(sql, values).fetchall()
+        rows.append({"tau": tau, "whole": counts[0], "foreground": counts[1], "background": counts[2]})
+    return rows
+
+
+def _agreement(db: duckdb.DuckDBPyConnection, checkpoint: str) -> list[Row]:
+    sql = """
+        SELECT s.prompt_id, s.inside, s.outside, s.predicted_label, p.k, p.n, p.best_label
+        FROM seed_agreement s JOIN prompt_findings p USING (checkpoint, prompt_id)
+        WHERE checkpoint = ? ORDER BY s.prompt_id
+    """
+    return _rows(db, sql, checkpoint)
+
+
+def _attacks(db: duckdb.DuckDBPyConnection, checkpoint: str) -> list[Row]:
+    sql = """
+        SELECT method, attack, count(*) AS num_prompts, sum(num_attempts)::BIGINT AS num_attempts,
+          sum(num_returned)::BIGINT AS num_returned
+        FROM attacks WHERE checkpoint = ? GROUP BY method, attack ORDER BY method, attack
+    """
+    rows = _rows(db, sql, checkpoint)
+    for row in rows:
+        row["low"], row["high"] = clopper_pearson(row["num_returned"], row["num_attempts"])
+    return rows
+
+
+def _changes(db: duckdb.DuckDBPyConnection, checkpoint: str, compare: str | None) -> Row:
+    """Which prompts changed, against the checkpoint before it, or another one by the same prompts' texts."""
+    if compare is None:
+        rows = _rows(db, "SELECT * FROM audit_diff WHERE checkpoint = ? AND change <> 'same'", checkpoint)
+        rates = _rows(db, "SELECT * FROM memorization_rates WHERE checkpoint = ? AND previous IS NOT NULL", checkpoint)
+        return {"previous": rates[0]["previous"] if rates else None, "rows": rows, "rate": rates[0] if rates else None}
+    if not _rows(db, "SELECT 1 FROM audits WHERE checkpoint = ?", compare):
+        raise InputError("an audited checkpoint to compare with", f"`{compare}`", cure="Give a partition of the store.")
+    rows = _rows(db, _COMPARED, compare, checkpoint)
+    return {
+        "previous": compare,
+        "rows": [row for row in rows if row["label_before"] != row["label_after"]],
+        "rate": None,
+    }
+
+
+_COMPARED = """
+WITH before AS (SELECT * FROM prompt_findings WHERE checkpoint = ?), after AS (
+  SELECT * FROM prompt_findings WHERE checkpoint = ?)
+SELECT coalesce(a.prompt_id, b.prompt_id) AS prompt_id, coalesce(a.prompt, b.prompt) AS prompt,
+  CASE WHEN b.prompt IS NULL THEN 'added' WHEN a.prompt IS NULL THEN 'removed' WHEN a.k > 0 AND b.k = 0
+    THEN 'newly_memorized' WHEN a.k = 0 AND b.k > 0 THEN 'no_longer_memorized' ELSE 'other_label' END AS change,
+  CASE WHEN b.k > 0 THEN b.best_label WHEN b.n > 0 THEN 'NM' END AS label_before,
+  CASE WHEN a.k > 0 THEN a.best_label WHEN a.n > 0 THEN 'NM' END AS label_after
+FROM after a FULL JOIN before b ON a.prompt = b.prompt ORDER BY change, 1
+"""
