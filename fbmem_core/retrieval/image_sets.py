@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from fbmem_core.errors import InputError
-from fbmem_core.inputs.pictures import open_rgb
+from fbmem_core.inputs.addresses import read_bytes
+from fbmem_core.inputs.pictures import BROKEN, open_rgb
 
 WHOLE, CENTER_CROP = "whole", "center crop"
 _SQUARE = 1.02  # up to this ratio of its sides an image counts as square
@@ -123,12 +125,12 @@ def load_image_set(
     return _open([name for name, _, _ in items], folder)
 
 
-def _views(path: Path) -> tuple[str, ...]:
+def _views(address: Path | str) -> tuple[str, ...]:
     """The views of an image: only if it is not square has it a centre crop."""
     try:
-        with Image.open(path) as image:
+        with Image.open(address if isinstance(address, Path) else io.BytesIO(read_bytes(address))) as image:
             width, height = image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (InputError, *BROKEN):
         return (WHOLE,)  # it is read, and refused, later
     return (WHOLE, CENTER_CROP) if max(width, height) > _SQUARE * min(width, height) else (WHOLE,)
 
