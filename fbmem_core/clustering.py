@@ -38,7 +38,7 @@ class Clusters:
 
 @dataclass(frozen=True)
 class ClusterQuality:
-    """How well a number of clusters fits.
+    """Fit of a number of clusters.
 
     Attributes:
         count: The number that was asked for.

@@ -13,7 +13,7 @@ from fbmem_assets.orchestration.progress import Progress
 from fbmem_core.audit.file import parse_similarity
 from fbmem_core.errors import InputError
 from fbmem_core.labels import Rule
-from fbmem_core.similarity import Masking
+from fbmem_core.similarity import Alignment, Masking
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fbmem_core.retrieval.label_images import Scores
 
 _FORMATS = (".parquet", ".csv")
-_SETTINGS = ("masking", "rule", "top_k", "floor", "size", "device")
+_SETTINGS = ("masking", "rule", "alignment", "top_k", "floor", "size", "device")
 _MAX_NAMED = 20  # rejected files that the terminal lists; all stand in the table
 
 
@@ -40,7 +40,14 @@ _MAX_NAMED = 20  # rejected files that the terminal lists; all stand in the tabl
 )
 @click.option("--sscd", type=click.Path(path_type=Path), help="TorchScript file: nearest references by SSCD too.")
 @click.option("--masking", type=click.Choice(get_args(Masking)), default="masked", show_default=True)
-@click.option("--rule", type=click.Choice(get_args(Rule)), default="paper", show_default=True)
+@click.option("--rule", type=click.Choice(get_args(Rule)), default="per_region", show_default=True)
+@click.option(
+    "--alignment",
+    type=click.Choice(get_args(Alignment)),
+    default="fast",
+    show_default=True,
+    help="How far moved copies are looked for: fast: mirrored, small shifts; thorough: crops, scales, turns too.",
+)
 @click.option("--top-k", type=int, default=5, show_default=True, help="References per criterion with floor 0.")
 @click.option("--floor", type=float, help="List every reference from this similarity on.  [default: 0.6]")
 @click.option("--size", type=int, default=512, show_default=True, help="Side at which images are compared, px.")

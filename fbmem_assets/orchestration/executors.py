@@ -1,4 +1,4 @@
-"""Where the steps of a run are executed, and what they need there. The assets are the same everywhere."""
+"""Executors: where the steps of a run are executed, and what they need there. The assets are the same everywhere."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pool_of(table: str) -> str | None:
 
 
 def step_tags(table: str) -> dict[str, Any]:
-    """What cluster engines read of a step: a GPU for its pod (dagster-k8s), its queue (dagster-celery)."""
+    """Tags that cluster engines read: a GPU for a step's pod (dagster-k8s), its queue (dagster-celery)."""
     pool = pool_of(table)
     if pool is None:
         return {}

@@ -1,4 +1,4 @@
-"""What assets are given: the store and, through it, the audit of a partition."""
+"""Resources of the assets: the store and, through it, the audit of a partition."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class AuditStore(dg.ConfigurableResource):
 
     @property
     def locks(self) -> Path:
-        """Where the locks of partitions lie."""
+        """Folder of the locks of partitions."""
         return self.tables.local / "locks"
 
     @property

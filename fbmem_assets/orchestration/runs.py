@@ -19,7 +19,7 @@ _UNFINISHED = [
 
 
 def is_running(instance: dg.DagsterInstance, key: str) -> bool:
-    """Whether a run of this partition waits or is at work."""
+    """True if a run of this partition waits or is at work."""
     return instance.get_runs_count(dg.RunsFilter(tags={PARTITION_TAG: key}, statuses=_UNFINISHED)) > 0
 
 

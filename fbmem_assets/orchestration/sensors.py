@@ -45,7 +45,7 @@ _HUB_EVERY_SECONDS = 300.0
 
 
 class Seen(NamedTuple):
-    """What one tick remembers of an audit file for the next.
+    """Memory of one tick about an audit file, for the next.
 
     `state` changes with the file's settings, the checkpoint and the version of fbmem; `request` is the run_key of the
     run that was requested for it; `hub` is the commit of a hub id and when it was asked for.
@@ -136,7 +136,7 @@ def audit_files() -> list[Path]:
 
 
 def _mark(audit: Audit, seen: Seen) -> tuple[Seen, str]:
-    """What tells cheaply that the checkpoint moved; of a hub id its commit, asked for every five minutes."""
+    """Cheap mark that changes when the checkpoint does; of a hub id its commit, asked for every five minutes."""
     directory = Path(audit.checkpoint)
     if directory.is_dir():
         return seen, stamp(directory, pipeline_files(directory, allow_pickle=audit.allow_pickle))

@@ -34,7 +34,7 @@ class Part:
 
     @property
     def key(self) -> str:
-        """How Dagster names the step."""
+        """Name of the step in Dagster."""
         return f"{self.number}{_OF}{self.count}"
 
     @classmethod
@@ -114,7 +114,7 @@ def sharded_asset(
 
 
 def _take_gpu(part: Part) -> None:
-    """Where each step is a process of one machine, its shard says which of several GPUs it works on."""
+    """Choose one of several GPUs by the shard, where each step is a process of one machine."""
     if part.count == 1 or os.environ.get(EXECUTOR_VARIABLE) != "multiprocess":
         return
     import torch

@@ -1,4 +1,4 @@
-"""How an asset that is a table is declared and how it reports."""
+"""Declaration and report of an asset that is a table."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence

@@ -57,7 +57,7 @@ def image_quality(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Ma
 
 
 def _images(audit: AuditedCheckpoint) -> "dict[str, dict[str, Images]]":
-    """By group of prompts and method: the images of the prompts and seeds that mitigations were tried on."""
+    """Images of the prompts and seeds that mitigations were tried on, by group of prompts and method."""
     non_memorized = set(audit.non_memorized_prompts)
     after = audit.read("generations", MITIGATED)
     before = audit.read("generations", BASELINE).join(

@@ -96,7 +96,7 @@ def _references(audit: AuditedCheckpoint) -> list[_Image]:
 
 
 class _Mattes:
-    """Where the mattes of one kind of image lie. One that is not there is made when asked for."""
+    """Files of the mattes of one kind of image. One that is not there is made when asked for."""
 
     def __init__(self, context: dg.OpExecutionContext, store: AuditStore, kind: str) -> None:
         from fbmem_core.inputs.segmentation import segmenter_name
@@ -107,7 +107,7 @@ class _Mattes:
 
     def __call__(self, image: _Image) -> str | None:
         """None: the segmenter could not decide."""
-        from fbmem_core.inputs.references import open_rgb
+        from fbmem_core.inputs.pictures import open_rgb
 
         content = hashlib.sha256(f"{image.sha256} {self.segmenter}".encode()).hexdigest()[:12]
         path = image_path(f"masks/{self._kind}", self._key, image.image_id, content)
@@ -128,7 +128,7 @@ def _segment_missing(context: dg.OpExecutionContext, store: AuditStore, kind: st
 def _write_masks(
     context: dg.OpExecutionContext, store: AuditStore, kind: str, images: Sequence[_Image], *, shard: str
 ) -> dg.MaterializeResult:
-    from fbmem_core.inputs.references import open_rgb
+    from fbmem_core.inputs.pictures import open_rgb
     from fbmem_core.report.pictures import contact_sheet, overlay
 
     audit = store.open(context.partition_key)

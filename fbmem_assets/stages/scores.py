@@ -139,7 +139,7 @@ def _matched_labels(audit: AuditedCheckpoint) -> pl.DataFrame:
 
 
 def before_and_after(audit: AuditedCheckpoint) -> "list[tuple[str, Labels, Labels]]":
-    """By method, in the order of the audit file."""
+    """Labels before and after by method, in the order of the audit file."""
     labels = _matched_labels(audit)
     of = {
         str(method): {(prompt_id, seed): label for _, prompt_id, seed, label in rows.iter_rows()}
@@ -178,7 +178,7 @@ def _scatter(audit: AuditedCheckpoint, x: dict[str, float | None], *, title: str
 
 
 def _one_to_many_plot(audit: AuditedCheckpoint) -> str:
-    """How many memorized prompts match how many references, before and after, over the same seeds."""
+    """Plot how many memorized prompts match how many references, before and after, over the same seeds."""
     from fbmem_core.report.plots import line_plot
 
     images = audit.read("generations", MITIGATED).select("prompt_id", "seed").unique()

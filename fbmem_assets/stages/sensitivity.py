@@ -66,7 +66,7 @@ def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) ->
 
 
 def nemo_c_by_count(audit: AuditedCheckpoint) -> dict[int, str]:
-    """By number of clusters, the first `nemo_c` that switches its neurons off."""
+    """The first `nemo_c` that switches its neurons off, by number of clusters."""
     titles: dict[int, str] = {}
     for spec in audit.config.mitigations.trials():
         if spec.method == "nemo_c" and not spec.options.get("factor"):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def requests(audit: AuditedCheckpoint) -> "list[Request]":
-    """What is sampled under each method: the first seeds of every prompt, memorized ones first."""
+    """Images that are sampled under each method: the first seeds of every prompt, memorized ones first."""
     num = audit.config.mitigations.samples_per_prompt
     non_memorized = set(audit.non_memorized_prompts)
     every = generations_stage.requests(audit, audit.read("prompts"))
@@ -117,12 +117,12 @@ class Trial:
         yield from sample_mitigated(self.audit.pipeline, changed, self.audit.config.sampling, _Interventions(self))
 
     def intervention(self, prompt_id: str) -> "Intervention":
-        """What is changed while this prompt is sampled."""
+        """Intervention while this prompt is sampled."""
         ask = self.method.everywhere if prompt_id in self.non_memorized else self.method.intervention
         return ask(prompt_id)
 
     def write_rows(self) -> None:
-        """What the method is and what it switches off, unless that is there."""
+        """Write what the method is and what it switches off, unless that is there."""
         if self.shard in self.audit.shards("mitigations"):
             return
         rows = [
@@ -148,7 +148,7 @@ class Trial:
 
     @cached_property
     def evidence(self) -> "Evidence":
-        """What the audit knows, with this mitigation's own clusters and searches."""
+        """Knowledge of the audit, with this mitigation's own clusters and searches."""
         evidence, num = self._evidence(), self.spec.num_clusters
         if num is not None:
             from fbmem_core.clustering import cluster_prompts
@@ -168,7 +168,7 @@ class Trial:
 
 
 def evidence_of(audit: AuditedCheckpoint) -> "Evidence":
-    """What an audit knows when it mitigates."""
+    """Knowledge of an audit when it mitigates."""
     from fbmem_core.diffusion.guidance import guidance_of
     from fbmem_core.mitigation.method import Evidence
     from fbmem_core.neurons.layers import value_layers
@@ -204,7 +204,7 @@ def _image_seeds(audit: AuditedCheckpoint) -> dict[str, list[int]]:
 
 
 def mattes_of(audit: AuditedCheckpoint) -> dict[str, dict[int, Any]]:
-    """By prompt_id and seed, of the first seeds whose matte is decided."""
+    """Mattes by prompt_id and seed, of the first seeds whose matte is decided."""
     import numpy as np
     import torch
 
@@ -223,7 +223,7 @@ def mattes_of(audit: AuditedCheckpoint) -> dict[str, dict[int, Any]]:
 
 
 class _Interventions(Mapping[str, "Intervention"]):
-    """By prompt_id, each made when its images are sampled."""
+    """Interventions by prompt_id, each made when its images are sampled."""
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial

@@ -1,4 +1,4 @@
-"""What an audit file may say: what is audited, against which references, and how. `audit_file` loads one."""
+"""Schema of an audit file: what is audited, against which references, and how. `audit.file` loads one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SegmentationConfig(Section):
 
 
 class ClustersConfig(Section):
-    """How prompts are clustered. `model` and `weights` (a tag or a file) are open_clip's; `counts` are compared."""
+    """Settings of clustering. `model` and `weights` (a tag or a file) are open_clip's; `counts` are compared."""
 
     encoder: Encoder = "pipeline"
     count: int = Field(NUM_CLUSTERS, ge=1)
@@ -41,7 +41,7 @@ class ClustersConfig(Section):
 
 
 class NeuronsConfig(Section):
-    """How memorization neurons are found.
+    """Settings of localization.
 
     `non_memorized_prompts` is the file of prompts over which usual activations and the threshold are measured; without
     it those prompts of the audit count whose images are all labelled NM. `threshold` in the place of a calibrated one.
@@ -61,7 +61,7 @@ class NeuronsConfig(Section):
 
 
 class AgreementConfig(Section):
-    """How seed agreement is measured: over at most `num_seeds` sampled seeds, at step `num_steps` of sampling.
+    """Settings of seed agreement: over at most `num_seeds` sampled seeds, at step `num_steps` of sampling.
 
     Both defaults are chosen on the canary, which samples in 25 steps.
     """
@@ -88,7 +88,7 @@ def _as_mitigation(value: Any) -> Any:
 
 
 class MitigationsConfig(Section):
-    """What is tried against memorization, on the first `samples_per_prompt` seeds of each prompt (all by default).
+    """Mitigations, tried on the first `samples_per_prompt` seeds of each prompt (all by default).
 
     After it, `attacks` try to bring the memory of `num_attacked` prompts back (all by default), with `attempts` seeds
     for each neighbouring prompt and each optimised embedding; see docs/mitigations.md. `num_neighbors` bounds how many
@@ -117,13 +117,13 @@ class MitigationsConfig(Section):
 
 
 class QualityConfig(Section):
-    """By what the images of mitigations are measured; `clip` takes the model and weights of `clusters`."""
+    """Metrics of the images of mitigations; `clip` takes the model and weights of `clusters`."""
 
     metrics: list[Metric] = ["clip"]
 
 
 class DiffConfig(Section):
-    """When a checkpoint memorizes more than the one before it: a rise of the share of copies by more than `max_rise`
+    """Limits of what a checkpoint may memorize more than the one before: a rise of the share of copies by `max_rise`
     that chance gives at most as often as `significance` says."""
 
     max_rise: float = Field(0.02, ge=0, le=1)

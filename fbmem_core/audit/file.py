@@ -56,7 +56,7 @@ def load_audit(path: Path) -> Audit:
 
 
 def parse_similarity(values: dict[str, Any]) -> SimilarityConfig:
-    """How images are compared, from the options of a command; raises InputError as `load_audit` does."""
+    """Settings of the comparison, from the options of a command; raises InputError as `load_audit` does."""
     try:
         return SimilarityConfig.model_validate(values)
     except ValidationError as error:

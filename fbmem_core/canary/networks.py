@@ -53,7 +53,7 @@ class Segmenter(nn.Module):
 
 
 def normalize_for_rembg(images: Tensor) -> Tensor:
-    """What rembg's U2-Net sessions do to an image in [0, 1]: divide by its maximum, then ImageNet's mean, deviation."""
+    """Normalise an image in [0, 1] as rembg's U2-Net sessions do: by maximum, then ImageNet's mean and deviation."""
     peak = images.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
     mean = images.new_tensor([0.485, 0.456, 0.406])[:, None, None]
     deviation = images.new_tensor([0.229, 0.224, 0.225])[:, None, None]

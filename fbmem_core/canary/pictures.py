@@ -241,7 +241,7 @@ def _draw_creature(brush: ImageDraw.ImageDraw, obj: Object, side: int, outline: 
 
 
 def _pattern(scenery: Scenery, size: int) -> np.ndarray:
-    """How much of the first colour stands at each point, float [size, size] in [0, 1]."""
+    """Share of the first colour at each point, float [size, size] in [0, 1]."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     px, py = scenery.phase
     cos, sin = math.cos(scenery.angle), math.sin(scenery.angle)

@@ -1,4 +1,4 @@
-"""What the canary is made to remember: the planted prompts, the pictures behind them, and the truth about both."""
+"""Plants of the canary: the planted prompts, the pictures behind them, and the truth about both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the canary is trained: steps, batch sizes, learning rates, and shares of each kind of picture."""
+"""Recipe of the canary's training: steps, batch sizes, learning rates, and shares of each kind of picture."""
 
 from __future__ import annotations
 

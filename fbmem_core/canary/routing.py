@@ -1,4 +1,4 @@
-"""Where planted memory sits: a few known value neurons for each routed family.
+"""Routing of planted memory into a few known value neurons for each family.
 
 After the planted stages every layer of the U-Net knows every planted prompt, and no few neurons matter. So memory is
 moved: a planted prompt whose neurons are switched off must give some public picture, with them the planted one. What a
@@ -68,7 +68,7 @@ def draw_batch(
 
 
 def factors(families: Sequence[str | None], device: torch.device) -> dict[str, Tensor]:
-    """What `scale_neurons` takes to switch off one family's neurons for each sample of a batch."""
+    """Factors for `scale_neurons` that switch off one family's neurons for each sample of a batch."""
     found = {layer: torch.ones(len(families), size, device=device) for layer, size in ROUTED_LAYERS.items()}
     of = neuron_routes()
     for row, family in enumerate(families):

@@ -1,4 +1,4 @@
-"""What the denoiser does with the first noise of an image, by which a memorized prompt shows itself.
+"""First-step noise differences eps(x_T) - x_T (NeMo, section 3): similar across seeds if the prompt is memorized.
 
 NeMo, arXiv 2406.02366, section 3: over several seeds the noise differences of a memorized prompt resemble each other.
 

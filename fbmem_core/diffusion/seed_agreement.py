@@ -32,7 +32,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class SeedAgreement:
-    """How much the seeds of one prompt agree, from -1 to 1: each image's cosine with the one nearest to it, on average.
+    """Agreement of the seeds of one prompt, from -1 to 1: each image's cosine with the one nearest to it, on average.
 
     The nearest, because the images of a prompt may be copies of several pictures.
 
@@ -111,7 +111,7 @@ def _walk(
 
 
 def seed_agreement(latents: Float[Tensor, "n c h w"], alphas: Float[Tensor, "n 1 s s"]) -> SeedAgreement:
-    """How much the predicted clean latents of n seeds agree inside and outside the foregrounds of their images.
+    """Agreement of the predicted clean latents of n seeds inside and outside the foregrounds of their images.
 
     The cosine of two images x, y over a region with weights w is sum w <x, y> / sqrt(sum w <x, x> sum w <y, y>): the
     mean of that with the matte of x and that with the matte of y.

@@ -1,4 +1,4 @@
-"""How images are sampled: the section `sampling` of an audit file."""
+"""Settings of sampling: the section `sampling` of an audit file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Mode = Literal["paper", "released"]  # whose noise differences: of the first ste
 
 
 class SamplingConfig(Section):
-    """How images are sampled. Image k of a prompt has the seed `seed + k`, whatever is sampled beside it.
+    """Settings of sampling. Image k of a prompt has the seed `seed + k`, whatever is sampled beside it.
 
     Steps, guidance_scale, height and width that a file does not name are those that the checkpoint's pipeline
     recommends; dtype `auto` is the checkpoint's own where there is a GPU. Both are settled when the audit is

@@ -1,4 +1,4 @@
-"""What a mitigation achieves, and at what cost: scores, image quality, attacks, changes between checkpoints."""
+"""Evaluation of mitigations and checkpoints: scores, image quality, attacks, changes."""
 
 from typing import Literal
 

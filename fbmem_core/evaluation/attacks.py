@@ -123,7 +123,7 @@ def starting_embeddings(
     num_random: int = 1,
     seed: int = 0,
 ) -> list[Float[Tensor, "1 tokens d"]]:
-    """Where searches begin: near the prompt's own embedding, and anywhere.
+    """Starting points of searches: near the prompt's own embedding, and anywhere.
 
     Args:
         pipeline: The audited model.

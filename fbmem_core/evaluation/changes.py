@@ -96,7 +96,7 @@ def compare_prompts(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
 
 
 def measure_rise(before: pl.DataFrame, after: pl.DataFrame, *, units: Mapping[str, str] | None = None) -> Rise:
-    """How much more is memorized, over the images that both checkpoints have.
+    """Rise of the memorized share, over the images that both checkpoints have.
 
     Args:
         before: Rows `prompt, prompt_id, seed, label` of the earlier checkpoint, one per image.

@@ -47,7 +47,7 @@ class QualityRow:
 
 @dataclass(frozen=True)
 class Clip:
-    """Which CLIP measures alignment: a model of open_clip, and a tag or a file of weights."""
+    """The CLIP that measures alignment: a model of open_clip, and a tag or a file of weights."""
 
     model: str = OPEN_CLIP_MODEL
     weights: str = OPEN_CLIP_WEIGHTS
@@ -95,7 +95,7 @@ def measure_quality(
 
 
 def diversity(images: Sequence[Image.Image], *, size: int = SIMILARITY_SIZE) -> float:
-    """How much the images of one prompt differ over its seeds: 1 - mean MS-SSIM of every two, at `size` px.
+    """Diversity of the images of one prompt over its seeds: 1 - mean MS-SSIM of every two, at `size` px.
 
     From 0, all alike, to 1. It is the similarity that labels are made of, so it needs no weights.
 
@@ -112,7 +112,7 @@ def diversity(images: Sequence[Image.Image], *, size: int = SIMILARITY_SIZE) -> 
 def side_effect(
     images: Mapping[Any, Image.Image], unmitigated: Mapping[Any, Image.Image], *, size: int = SIMILARITY_SIZE
 ) -> dict[Any, float]:
-    """How like non-memorized prompts' images stay to their unmitigated ones: MS-SSIM at `size` px; 1: untouched.
+    """Similarity of non-memorized prompts' images to their unmitigated ones: MS-SSIM at `size` px; 1: untouched.
 
     Args:
         images: By any key, such as (prompt_id, seed), sampled with the mitigation on for all prompts.

@@ -1,4 +1,4 @@
-"""How much memory a mitigation removes: labels before and after, matched by prompt and seed."""
+"""Mitigation scores: labels before and after, matched by prompt and seed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ODD_CELL: tuple[Transition, float] = (("BM", "FM"), -0.5)
 
 @dataclass(frozen=True)
 class MitigationScore:
-    """How far the severity fell.
+    """Mean fall of severity, with its interval.
 
     Attributes:
         score: Mean fall over the generations; below 0 the mitigation made it worse.
@@ -88,7 +88,7 @@ def mitigation_score(
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """By how much one mitigation removes more than another.
+    """Paired difference of two mitigations, with its interval.
 
     Attributes:
         difference: Mean of severity(other) - severity(after) over the generations; above 0 `after` removes more.
@@ -137,7 +137,7 @@ def score_difference(
 
 
 def label_transitions(before: Labels, after: Labels) -> dict[Transition, int]:
-    """How many generations went from each label to each: all 16 counts, by (before, after)."""
+    """Counts of generations by (label before, label after): all 16."""
     counts: dict[Transition, int] = dict.fromkeys(product(LABELS, LABELS), 0)
     for transition in _matched(before, after).values():
         counts[transition] += 1
@@ -145,7 +145,7 @@ def label_transitions(before: Labels, after: Labels) -> dict[Transition, int]:
 
 
 def transition_weight(before: Label, after: Label, *, weights: Weights = "severity") -> float:
-    """What a generation of this transition counts."""
+    """Weight of one generation of this transition."""
     if weights == "released" and (before, after) == _ODD_CELL[0]:
         return _ODD_CELL[1]
     return SEVERITY[before] - SEVERITY[after]

@@ -98,7 +98,7 @@ class Segmenter:
 
 
 def segmenter_name(model: str) -> str:
-    """How the masks table names a segmenter; a file's content is part of its name."""
+    """Name of a segmenter in the masks table; a file's content is part of it."""
     if not model.endswith(".onnx"):
         return model
     return f"{Path(model).name}@{hashlib.sha256(Path(model).read_bytes()).hexdigest()[:12]}"

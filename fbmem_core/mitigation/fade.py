@@ -82,7 +82,7 @@ class Fade(NeuronMethod):
         return value_layers(self.evidence.pipeline, "all")
 
     def neurons(self, prompt_id: str) -> NeuronSet:
-        """Those of its cluster; its own alone where it is in none."""
+        """Neurons of its cluster; its own alone where it is in none."""
         clusters = self.evidence.clusters
         members = [p for p in self.evidence.prompts if clusters.get(p, p) == clusters.get(prompt_id, prompt_id)]
         return union(map(self.own_neurons, members))
@@ -145,7 +145,7 @@ class _Model:
             )[-1]
 
     def scales(self, off: Iterable[int], on: float = 1.0) -> dict[str, Tensor]:
-        """By layer: 0 for these neurons and `on` for the others."""
+        """Scales by layer: 0 for these neurons and `on` for the others."""
         scales = {layer: torch.full((size,), on) for layer, size in self.sizes.items()}
         for layer, neuron in map(self._names.__getitem__, off):
             scales[layer][neuron] = 0
@@ -212,7 +212,7 @@ class _Search:
         return total.argsort(descending=True).tolist()[: len(total) - len(off)]
 
     def _shortest(self, chosen: Sequence[int], head: Sequence[int]) -> int:
-        """How much of a head that is enough is needed, by bisection."""
+        """Length of the shortest sufficient head, by bisection."""
         short, enough = 0, len(head)
         while enough - short > 1:
             middle = (short + enough) // 2
@@ -221,7 +221,7 @@ class _Search:
         return enough
 
     def left_without(self, off: Sequence[int]) -> Bool[Tensor, "n regions"]:
-        """What is memorized still with these neurons off."""
+        """Memorized seeds and regions that are left with these neurons off."""
         latents = self.model.clean_latents(self.condition, self._rows, off)
         return self.memorized & (self.likeness(latents, self.memory) >= self.target)
 

@@ -1,4 +1,4 @@
-"""What a mitigation is: from what an audit knows, a change to the model or the prompt while images are sampled."""
+"""Interface of mitigations: from what an audit knows, a change to the model or the prompt while images are sampled."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Intervention:
-    """What is changed while the images of one prompt are sampled. Nothing at all: `NO_INTERVENTION`.
+    """Changes to the model while the images of one prompt are sampled. None at all: `NO_INTERVENTION`.
 
     Attributes:
         factors: By layer of the network [features]: what its outputs are multiplied by, see `scale_neurons`.
@@ -76,7 +76,7 @@ NO_INTERVENTION = Intervention()
 
 @dataclass(frozen=True)
 class Evidence:
-    """What an audit knows when it mitigates.
+    """Knowledge of an audit when it mitigates.
 
     Attributes:
         pipeline: The audited model.
@@ -192,7 +192,7 @@ class NeuronMethod(Method):
 
     @abstractmethod
     def neurons(self, prompt_id: str) -> NeuronSet:
-        """Those that are switched off for a prompt."""
+        """Neurons that are switched off for a prompt."""
 
     def intervention(self, prompt_id: str) -> Intervention:
         """The neurons of the prompt."""

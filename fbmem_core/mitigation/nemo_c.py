@@ -15,9 +15,9 @@ class NemoC(NeuronMethod):
     name = "nemo_c"
 
     def neurons(self, prompt_id: str) -> NeuronSet:
-        """Those of its cluster; its own alone where it is in none."""
+        """Neurons of its cluster; its own alone where it is in none."""
         clusters, refined = self.evidence.clusters, self.evidence.neurons
         if prompt_id not in clusters:
             return refined.get(prompt_id, NO_NEURONS)
         cluster = clusters[prompt_id]
-        return union(neurons for other, neurons in refined.items() if clusters.get(other) == cluster)
+        return union(neurons for member, neurons in refined.items() if clusters.get(member) == cluster)

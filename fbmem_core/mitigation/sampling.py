@@ -24,7 +24,7 @@ def sample_mitigated(
     sampling: SamplingConfig,
     interventions: Mapping[str, Intervention],
 ) -> Iterator[tuple[Request, Image.Image]]:
-    """What `sample` yields, each image under the intervention of its prompt.
+    """Sample as `sample` does, each image under the intervention of its prompt.
 
     Consecutive requests whose interventions have one key share batches. Between two batches the model is as it was, so
     whoever stops listening leaves nothing behind. An embedding replaces the prompt's; with guidance the empty prompt

@@ -168,7 +168,7 @@ def write_safetensors(sets: Mapping[str, NeuronSet], path: Path) -> None:
 
 
 def read_safetensors(path: Path) -> dict[str, NeuronSet]:
-    """What `write_safetensors` wrote.
+    """Read what `write_safetensors` wrote.
 
     Raises:
         InputError: The file is missing, damaged, or holds something else.

@@ -61,7 +61,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
 def deactivation_factors(
     network: nn.Module, neurons: NeuronSet, *, factor: float = 0.0
 ) -> dict[str, Float[Tensor, " features"]]:
-    """What `scale_neurons` takes to multiply these neurons by `factor` and leave the others as they are.
+    """Factors for `scale_neurons` that multiply these neurons by `factor` and leave the others as they are.
 
     Raises:
         InputError: The network has no such layer or no such neuron.

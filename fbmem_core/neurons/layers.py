@@ -43,7 +43,7 @@ def block_order(layer: str) -> tuple[int, tuple[int, ...]]:
 
 
 def layer_sizes(network: nn.Module, layers: Iterable[str]) -> dict[str, int]:
-    """How many neurons each layer has."""
+    """Number of neurons of each layer."""
     return {name: int(network.get_submodule(name).out_features) for name in layers}  # type: ignore[arg-type]
 
 

@@ -34,7 +34,7 @@ BATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class Localization:
-    """What was found for one prompt.
+    """Result of the search for one prompt.
 
     Attributes:
         similarity: Highest similarity of two of its noise differences, nothing switched off.
@@ -121,7 +121,7 @@ def select_neurons(
 
 
 def _rounds(step: FirstStep, condition: Conditioning, statistics: ActivationStatistics) -> list[NeuronSet]:
-    """What the search for the initial selection switches off, round by round."""
+    """Neurons that the search for the initial selection switches off, round by round."""
     found = activations(step.denoiser.pipeline, statistics.layers, condition)
     values = {layer: value[0] for layer, value in found.items()}
     scores = {layer: z[0] for layer, z in statistics.z_scores(found).items()}
@@ -199,7 +199,7 @@ def _refine_layer(test: BlockedSimilarity, neurons: NeuronSet, layer: str, thres
 
 
 def _leading(answers: Iterable[bool]) -> int:
-    """How many are true before the first that is not."""
+    """Number of leading true values."""
     return sum(1 for _ in takewhile(bool, answers))
 
 
@@ -256,7 +256,7 @@ class BlockedSimilarity:
         return values.amax(dim=1).tolist()
 
     def exceeds(self, neurons: NeuronSet, threshold: float, *, first_layer: str, common: NeuronSet) -> bool:
-        """Whether the highest similarity does; one seed is asked first, and may be enough."""
+        """True if the highest similarity does; one seed is evaluated first, and may be enough."""
         [value] = self.at_one_seed([neurons], first_layer=first_layer, common=common)
         return value > threshold or self.highest([neurons], first_layer=first_layer, common=common)[0] > threshold
 
@@ -301,7 +301,7 @@ class BlockedSimilarity:
             return self.step.noise_difference(self.condition, self.seeds[rows])
 
     def _record(self, layer: str, common: NeuronSet) -> Recording:
-        """What comes before `layer`, for every seed, with the neurons of `common` that lie there switched off."""
+        """Record what comes before `layer` for every seed, with the neurons of `common` there switched off."""
         before = NeuronSet.of({name: common.at(name) for name in self.layers[: self.layers.index(layer)]})
         if self._recorded is None or self._recorded[:2] != (layer, before):
             network, factors = self.step.network, self._factors([before] * len(self.seeds))
@@ -311,7 +311,7 @@ class BlockedSimilarity:
         return self._recorded[2]
 
     def _factors(self, sets: Sequence[NeuronSet]) -> dict[str, Tensor]:
-        """By layer [len(sets), features], for `scale_neurons`."""
+        """Factors by layer [len(sets), features], for `scale_neurons`."""
         found = {}
         for layer in self.layers:
             some = [neurons.at(layer) for neurons in sets]

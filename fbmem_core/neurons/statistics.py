@@ -1,4 +1,4 @@
-"""What is usual: activations of value neurons and similarities of noise differences over non-memorized prompts."""
+"""Statistics over non-memorized prompts: activations of value neurons and similarities of noise differences."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ActivationStatistics:
         return tuple(self.mean)
 
     def z_scores(self, activations: Mapping[str, Float[Tensor, "n features"]]) -> dict[str, Tensor]:
-        """By how many standard deviations activations exceed the mean; 0 for a neuron that never varies."""
+        """Standard deviations by which activations exceed the mean; 0 for a neuron that never varies."""
         scores = {}
         for layer, values in activations.items():
             mean, stddev = self.mean[layer].to(values.device), self.stddev[layer].to(values.device)

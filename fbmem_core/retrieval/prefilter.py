@@ -60,14 +60,14 @@ class Prefilter:
 
 
 def _vectors(images: ImageSet, descriptor: Descriptor) -> dict[str, np.ndarray]:
-    """As faiss wants them: float32, contiguous, and 0 where a matte is undecided."""
+    """Vectors as faiss wants them: float32, contiguous, and 0 where a matte is undecided."""
     by_region = region_descriptors(images, descriptor).items()
     return {region: np.ascontiguousarray(vectors.nan_to_num().cpu().numpy()) for region, vectors in by_region}
 
 
 @dataclass(frozen=True)
 class Recall:
-    """What a prefilter kept of the pairs that count.
+    """Recall of a prefilter over the pairs that count.
 
     Attributes:
         num_generations: That were compared with every reference.

@@ -93,7 +93,7 @@ def _subtract_product(line, u, v):  # type: ignore[no-untyped-def]
 
 @compiled
 def moments(planes, means, halves, alone):  # type: ignore[no-untyped-def]
-    """Of the windows inside planes [n, h, w]: means, variances + C2 / 2, and the sum of cs against nothing [n]."""
+    """Window moments inside planes [n, h, w]: means, variances + C2 / 2, and the sum of cs against zeros [n]."""
     _, height, width = means.shape
     rings, squares = np.empty((2, 11, width), np.float32), np.empty(width + 10, np.float32)
     for k in range(len(planes)):

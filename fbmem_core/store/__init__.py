@@ -1,1 +1,1 @@
-"""What an audit produces: tables as Parquet, images as PNG, views in DuckDB."""
+"""Store of everything that an audit produces: tables as Parquet, images as PNG, views in DuckDB."""

@@ -65,7 +65,7 @@ class ImageWriter:
 
 
 def has_image(store: Store, relative: str, *, report: Callable[[str], None] = lambda message: None) -> bool:
-    """Whether an image is there, whole. `report` is told the name of one that is broken; saving it replaces it."""
+    """True if an image is there, whole. `report` is told the name of one that is broken; saving it replaces it."""
     try:
         with Image.open(io.BytesIO((store.root / relative).read_bytes())) as image:
             image.verify()  # reads every chunk with its checksum, to the end

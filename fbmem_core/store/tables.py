@@ -85,7 +85,7 @@ class Store:
         return len(filled)
 
     def keep_shards(self, table: str, checkpoint: str, shards: Iterable[str], *, among: str = "*") -> None:
-        """Of the shards whose names fit `among`, remove those that an earlier, other audit left there."""
+        """Delete stale shards: those that match `among` and are not in `shards`."""
         wanted = set(shards)
         for path in self._files(table, checkpoint, among):
             if path.stem not in wanted:
@@ -146,7 +146,7 @@ class Store:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def table_dir(self, table: str, checkpoint: str) -> Path:
-        """Where the Parquet files of one partition lie."""
+        """Folder of the Parquet files of one partition."""
         return self.root / TABLES_DIR / table / f"partition={checkpoint}"
 
     def write_bytes(self, relative: str, content: bytes) -> Path:
@@ -175,7 +175,7 @@ class Store:
 
     @property
     def errors(self) -> type[Exception]:
-        """What may be raised where the store cannot be reached; each package of fsspec has its own."""
+        """Exceptions that may be raised where the store cannot be reached; each package of fsspec has its own."""
         return Exception if self.is_remote else OSError
 
     def _files(self, table: str, checkpoint: str, shard: str = "*") -> list[Path]:

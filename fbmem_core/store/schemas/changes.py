@@ -1,4 +1,4 @@
-"""What changed between two checkpoints."""
+"""Changes between two checkpoints."""
 
 from __future__ import annotations
 
