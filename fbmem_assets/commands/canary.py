@@ -100,7 +100,8 @@ def measure(
     """Print what a natural canary shows, with intervals: captions, memory by copies, negatives."""
     from fbmem_core.canary import measure as core
     from fbmem_core.canary.plan import read_plan
-    from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
+    from fbmem_core.diffusion.checkpoint import find_checkpoint
+    from fbmem_core.diffusion.loading import load_pipeline
     from fbmem_core.evaluation.provenance import provenance
 
     items = [item for item in read_plan(plan) if item.half == half]
