@@ -19,8 +19,6 @@ from PIL import Image, ImageFilter
 from fbmem_core.canary.pictures import Picture, draw, random_creature, random_object, random_scenery
 from fbmem_core.inputs.segmentation import Segmenter
 from fbmem_core.labels import BETA, PairSimilarity, label_generation
-from fbmem_core.similarity.masked import Background, Foreground
-from fbmem_core.similarity.ms_ssim import compare
 from fbmem_core.similarity.regions import region_similarity
 
 SIZE = 256
@@ -29,19 +27,6 @@ LABELS = ("VM", "FM", "BM", "NM")
 DISTORTIONS = ("none", "jpeg", "blur", "brightness")
 PER_CELL = 10
 WAYS = (("composite", "paper"), ("composite", "released"), ("masked", "paper"), ("masked", "per_region"))
-# how two masks could combine: the measure, and the mattes that it is given for the generation's a and the reference's b
-CHOICES = {
-    "foreground": {
-        "union (chosen)": (Foreground(), lambda a, b: (a, b)),
-        "intersection": (Background(), lambda a, b: (1 - a, 1 - b)),
-        "the generation's alone": (Background(), lambda a, b: (1 - a, 1 - a)),
-    },
-    "background": {
-        "common (chosen)": (Background(), lambda a, b: (a, b)),
-        "union": (Foreground(), lambda a, b: (1 - a, 1 - b)),
-        "the generation's alone": (Background(), lambda a, b: (a, a)),
-    },
-}
 SEGMENTER = Path(__file__).parents[2] / "data" / "canary" / "segmenter.onnx"
 
 
@@ -77,7 +62,6 @@ def cases(per_cell: int = PER_CELL, *, areas: tuple[float, ...] = AREAS, seed: i
 def main() -> None:
     """Print the tables."""
     drawn = cases()
-    _print_choices(drawn)
     print(f"labels: {len(drawn)} pairs of {SIZE} px, foregrounds of {AREAS[0]:.0%} to {AREAS[-1]:.0%} of the area")
     for kind, given in (("exact masks", drawn), ("the segmenter's masks", _segmented(drawn))):
         measured = {masking: _measure(given, masking) for masking in ("composite", "masked")}
@@ -143,18 +127,6 @@ def _batches(given: list[Case]) -> Iterator[tuple[torch.Tensor, ...]]:
         pictures = [torch.from_numpy(np.stack([case.images[side] for case in batch])) for side in (0, 1)]
         mattes = [torch.from_numpy(np.stack([case.mattes[side] for case in batch])).float() for side in (0, 1)]
         yield *(some.permute(0, 3, 1, 2) / 255 for some in pictures), *(some[:, None] for some in mattes)
-
-
-def _print_choices(given: list[Case]) -> None:
-    """The same curves for every way to combine two masks; no common region counts as no similarity."""
-    for region, ways in CHOICES.items():
-        for name, (measure, mattes) in ways.items():
-            values: list[float | None] = []
-            for x, y, alpha_x, alpha_y in _batches(given):
-                of_x, of_y = mattes(alpha_x, alpha_y)  # type: ignore[no-untyped-call]
-                found = compare(measure, measure.scales(x, of_x), measure.scales(y, of_y))
-                values += found.nan_to_num(0.0).tolist()
-            _print_roc(given, values, "masked", region, name)
 
 
 def _measure(given: list[Case], masking: str) -> list[PairSimilarity]:
