@@ -52,9 +52,9 @@ class Wen(ImageMethod):
 
     def compute(self, prompt_id: str) -> Intervention:
         """The optimised embedding; none where the prompt is below the target anyway."""
-        known = self.evidence
-        step = self._step(known.seeds_of(prompt_id))
-        empty, condition = self._unconditional(step), self._encode(known.prompts[prompt_id])
+        evidence = self.evidence
+        step = self._step(evidence.seeds_of(prompt_id))
+        empty, condition = self._unconditional(step), self._encode(evidence.prompts[prompt_id])
         embeds = condition.embeds.float().requires_grad_()
         optimizer = torch.optim.AdamW([embeds], lr=self.options.learning_rate)
         num_steps, target = 0, self.target
@@ -91,15 +91,17 @@ class Wen(ImageMethod):
         return (gaps.mean() + self.options.num_stddevs * gaps.std()).item()
 
     def _step(self, seeds: tuple[int, ...]) -> FirstStep:
-        known = self.evidence
-        return FirstStep(known.pipeline, seeds, height=known.height, width=known.width, num_steps=known.num_steps)
+        evidence = self.evidence
+        return FirstStep(
+            evidence.pipeline, seeds, height=evidence.height, width=evidence.width, num_steps=evidence.num_steps
+        )
 
     def _unconditional(self, step: FirstStep) -> Tensor:
         return unconditional(self.evidence.pipeline, step, height=self.evidence.height, width=self.evidence.width)
 
     def _encode(self, *prompts: str) -> Conditioning:
-        known = self.evidence
-        return encode_prompts(known.pipeline, prompts, height=known.height, width=known.width)
+        evidence = self.evidence
+        return encode_prompts(evidence.pipeline, prompts, height=evidence.height, width=evidence.width)
 
 
 def detection_metric(
