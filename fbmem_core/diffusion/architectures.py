@@ -116,7 +116,7 @@ def recommended_settings(directory: Path, class_name: str) -> dict[str, Any]:
     side = architecture.native_size
     if side is None:
         vae, network = (read_config(directory / name / "config.json") for name in ("vae", architecture.network))
-        factor = 2 ** (len(vae.get("block_out_channels", ())) - 1)
+        factor = 2 ** max(len(vae.get("block_out_channels", ())) - 1, 0)
         size = network.get("sample_size") or 64
         sides = [int(value) * factor for value in (size if isinstance(size, list) else [size, size])]
     else:
