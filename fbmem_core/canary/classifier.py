@@ -26,7 +26,7 @@ _SEED = 31
 class Classifier(nn.Module):
     """Images in [-1, 1], [n, 3, 32, 32], to the logits of each fact, by its name [n, values]."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for num_in, num_out in ((3, width), (width, 2 * width), (2 * width, 4 * width)):
@@ -47,7 +47,7 @@ class Classifier(nn.Module):
         return torch.stack([logits[name].argmax(1) == _targets(descriptions, name) for name in FACTS], dim=1)
 
 
-def train_classifier(*, num_steps: int = 600, batch_size: int = 64, blur: bool = True) -> Classifier:
+def train_classifier(*, num_steps: int = 500, batch_size: int = 64, blur: bool = True) -> Classifier:
     """A classifier from drawn pictures; a part of them is blurred and noisy, so that softness alone misleads nobody."""
     torch.manual_seed(_SEED)
     model = Classifier().to(memory_format=torch.channels_last)
