@@ -195,24 +195,24 @@ def label_generation(
     if not counted and foreground_fraction is not None:
         label = "NM"
     copied = [copied_regions(pair, foreground_fraction=foreground_fraction, tau=tau, beta=beta) for pair in counted]
-    by_region = {
-        "foreground": _first(
-            [p for p, c in zip(counted, copied, strict=True) if c.foreground] or counted, "foreground"
-        ),
-        "background": _first(
-            [p for p, c in zip(counted, copied, strict=True) if c.background] or counted, "background"
-        ),
-        "full": _first(counted, "full"),
-    }
+    with_foreground = [pair for pair, regions in zip(counted, copied, strict=True) if regions.foreground]
+    with_background = [pair for pair, regions in zip(counted, copied, strict=True) if regions.background]
+    full, full_reference = _first(counted, "full")
+    foreground, foreground_reference = _first(with_foreground or counted, "foreground")
+    background, background_reference = _first(with_background or counted, "background")
     is_decided = foreground_fraction is not None
     return GenerationLabel(
         label,
-        **{f"{region}_similarity": value for region, (value, _) in by_region.items()},
-        **{f"{region}_reference_id": pair and pair.reference_id for region, (_, pair) in by_region.items()},
+        full_similarity=full,
+        foreground_similarity=foreground,
+        background_similarity=background,
+        full_reference_id=full_reference,
+        foreground_reference_id=foreground_reference,
+        background_reference_id=background_reference,
         foreground_copied=any(c.foreground for c in copied) if is_decided else None,
         background_copied=any(c.background for c in copied) if is_decided else None,
         transform=_transform(counted, labels, label),
-    )  # type: ignore[arg-type]
+    )
 
 
 def matches(label: Label | None) -> bool:
@@ -237,13 +237,13 @@ def _reaches(similarity: float | None, tau: float) -> bool:
     return similarity is not None and similarity >= tau
 
 
-def _first(pairs: list[PairSimilarity], region: str) -> tuple[float | None, PairSimilarity | None]:
-    values = [(getattr(pair, region), pair) for pair in pairs]
-    usable = [(value, pair) for value, pair in values if value is not None and not math.isnan(value)]
+def _first(pairs: list[PairSimilarity], region: str) -> tuple[float | None, str | None]:
+    values = [(getattr(pair, region), pair.reference_id) for pair in pairs]
+    usable = [(value, name) for value, name in values if value is not None and not math.isnan(value)]
     return max(usable, key=lambda item: item[0], default=(None, None))
 
 
 def _transform(pairs: list[PairSimilarity], labels: list[Label | None], label: Label | None) -> str | None:
     deciding = [pair for pair, of_pair in zip(pairs, labels, strict=True) if matches(label) and of_pair == label]
     best = max(deciding or pairs, key=lambda pair: pair.full, default=None)
-    return best and best.transform
+    return None if best is None else best.transform

@@ -49,7 +49,7 @@ def decode_rgb(content: bytes, *, where: str = "") -> Image.Image:
                 raise InputError("at most 200 million pixels", got, where=readable_name(where), cure=_CURE)
             image.load()
             rgb = _to_rgb(ImageOps.exif_transpose(image), where)
-            if _has_deep_colors(image, content) and max(high for _, high in rgb.getextrema()) < 32:
+            if _has_deep_colors(image, content) and int(np.asarray(rgb).max()) < 32:
                 got = "16-bit colours that fill the lowest bits alone"
                 cure = "Rescale its numbers to the full range."
                 raise InputError("a picture whose numbers fill their type", got, where=readable_name(where), cure=cure)

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from fbmem_core.errors import InputError
 from fbmem_core.inputs.addresses import is_url, local_path, read_bytes, readable_name
 from fbmem_core.inputs.looked_at import Looked, LookedAt
@@ -183,7 +185,8 @@ def _look_at(entry: Entry) -> Looked:
     size = image.size
     if min(size) < MIN_SIDE:
         return Looked("placeholder", sha256, *size, reason=f"only {image.width}x{image.height} px")
-    spread = max(high - low for low, high in image.getextrema())
+    pixels = np.asarray(image).reshape(-1, 3)
+    spread = int((pixels.max(axis=0) - pixels.min(axis=0)).max())
     if spread == 0:
         return Looked("placeholder", sha256, *size, reason="a single colour")
     if spread < _FLAT:

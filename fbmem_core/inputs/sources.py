@@ -155,8 +155,8 @@ def _local_files(root: Path) -> Iterator[_File]:
 def _local_file(path: Path, below: str, root: Path, *, is_folder: bool) -> _File:
     shown, address = readable_name(below), readable_name(str(path))
     if is_folder:
-        reason = f"a link to a folder, {readable_name(str(path.readlink()))}: name that folder, or copy it"
-        return _File(shown, address, "", "unreadable", reason)
+        link = readable_name(str(path.readlink()))
+        return _File(shown, address, "", "unreadable", f"a link to a folder, {link}: name that folder, or copy it")
     status, reason = link_problem(path, root)
     if status != "ok":
         return _File(shown, address, "", status, reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -83,7 +83,7 @@ def line_plot(
         known = LOOKS.get(name)
         marker = known.marker if known is not None else _MARKERS[number % len(_MARKERS)]
         color = known.color if known is not None and known.color != "#FFFFFF" else f"C{number}"
-        look = {"marker": marker, "color": color} if "o" in style else {"color": color}
+        look: dict[str, Any] = {"marker": marker, "color": color} if "o" in style else {"color": color}
         axes.plot(x, values, style.replace("o", "") or "none", label=name, alpha=0.8, **look)
         low, high = (intervals or {}).get(name, (None, None))
         if low is not None and high is not None and len(values) == 1:
@@ -99,7 +99,7 @@ def line_plot(
     return _finish(figure)
 
 
-def _face(part: str, is_last: bool) -> dict[str, str | None]:
+def _face(part: str, is_last: bool) -> dict[str, Any]:
     """The color of a label, and the hatching of what is undecided; of other parts the last is pale."""
     known = LOOKS.get(part)
     if known is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -97,7 +98,7 @@ def refine(generation: np.ndarray, reference: np.ndarray, guess: Transform) -> T
     side = generation.shape[0]
     template = reference[:, ::-1] if guess.mirrored else reference
     try:
-        correlation, matrix = cv2.findTransformECC(
+        correlation, matrix = cv2.findTransformECC(  # type: ignore[call-overload]  # None: no mask
             generation, np.ascontiguousarray(template), guess._pixels(side, side), cv2.MOTION_AFFINE,
             (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ECC_STEPS, 1e-5), None, 5,
         )  # fmt: skip
@@ -124,9 +125,13 @@ class Keypoints:
     descriptors: np.ndarray
 
 
+def _sift(num: int) -> Any:
+    return cv2.SIFT_create(nfeatures=num)  # type: ignore[attr-defined]  # OpenCV's stubs lack it
+
+
 def keypoints(image: np.ndarray, *, num: int = 500) -> Keypoints:
     """The strongest keypoints of an RGB picture uint8 [h, w, 3]; descriptors are compared as RootSIFT."""
-    found, descriptors = cv2.SIFT_create(nfeatures=num).detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
+    found, descriptors = _sift(num).detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
     if descriptors is None:
         return Keypoints(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32))
     roots = np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-9))
@@ -140,7 +145,7 @@ def agreeing(generation: Keypoints, reference: Keypoints, *, mirrored: bool) -> 
     With `mirrored`, the reference's keypoints are those of its mirror image.
     """
     places = _matching(generation, reference)
-    transforms = []
+    transforms: list[Transform] = []
     while len(places[0]) >= _MIN_MATCHES and len(transforms) < 3:
         matrix, inliers = cv2.estimateAffinePartial2D(
             places[0], places[1], method=cv2.RANSAC, ransacReprojThreshold=_TOLERANCE, maxIters=1000

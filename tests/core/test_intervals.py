@@ -31,6 +31,7 @@ def test_an_exact_share_is_that_of_the_tables():
         share_interval(5, 4)
 
 
+@pytest.mark.slow
 def test_bootstrap_intervals_of_a_thousand_audits_hold_the_truth_in_93_to_97_percent():
     rng = np.random.default_rng(3)
     values = audit_of(rng, 300_000)

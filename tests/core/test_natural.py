@@ -108,6 +108,7 @@ def trained(few, recipe, folder, stop_at=None):
     return vae, text_encoder, trainer.branch(vae, unet, text_encoder, planted=True), steps
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_to_the_same_weights(few, recipe, tmp_path):
     *whole, steps = trained(few, recipe, tmp_path / "whole")
     assert steps == [(name, n) for name in ("autoencoder", "decoder", "general", "planted") for n in range(1, 5)]
@@ -141,6 +142,7 @@ def test_the_inputs_follow_the_plan(items, tmp_path):
     assert len(list((tmp_path / "held_out").iterdir())) == 24
 
 
+@pytest.mark.slow
 def test_the_classifier_learns_from_drawn_pictures_to_name_what_they_show():
     model = train_classifier(num_steps=60, batch_size=32)
     images, descriptions = drawn_pictures((1,), 100)
