@@ -98,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
 
         given = {name: values.get(name, "") for name in ("prompt_id", "reviewer", "verdict", "comment")}
         try:
-            write_review(*self.audited, **given)
+            write_review(*self.audited, **given)  # type: ignore[arg-type]  # its last four arguments
         except InputError as error:
             return str(error)
         return f"Kept: {given['prompt_id']} is {given['verdict']} by {given['reviewer']}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,7 @@ from fbmem_assets.orchestration.resources import store_option
 from fbmem_core.errors import InputError
 
 if TYPE_CHECKING:
+    from fbmem_core.audit.config import Audit
     from fbmem_core.audit.results import AuditedCheckpoint
     from fbmem_core.report.verification import Difference
     from fbmem_core.store.tables import Store

@@ -73,7 +73,9 @@ def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinitio
 neighbors, every_generation_has_neighbors = neighbors_of(BASELINE)
 
 
-def compare_missing(context: dg.OpExecutionContext, store: AuditStore, arm: Arm, part: Part) -> None:
+def compare_missing(
+    context: dg.OpExecutionContext | dg.AssetExecutionContext, store: AuditStore, arm: Arm, part: Part
+) -> None:
     """Write a file for every prompt and method of this part that has none yet."""
     from fbmem_core.retrieval.moved import MovedCopies
     from fbmem_core.retrieval.search import search

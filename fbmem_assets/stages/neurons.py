@@ -181,7 +181,7 @@ def _first_step(audit: AuditedCheckpoint, pipeline: Any) -> "FirstStep":
     from fbmem_core.neurons.released import released_step
 
     settings, sampling = audit.config.neurons, audit.config.sampling
-    size: dict[str, int] = {"height": sampling.height, "width": sampling.width, "num_steps": settings.num_steps}
+    size: dict[str, Any] = {"height": sampling.height, "width": sampling.width, "num_steps": settings.num_steps}
     if settings.mode == "released":
         return released_step(pipeline, num_seeds=settings.num_seeds, **size)
     return FirstStep(pipeline, range(sampling.seed, sampling.seed + settings.num_seeds), **size)

@@ -66,7 +66,8 @@ def warehouse(store: AuditStore) -> dg.MaterializeResult:
         store.tables, " UNION ALL ".join(f"SELECT '{t}' AS name, count(*) AS n FROM \"{t}\"" for t in (*VIEWS, *TABLES))
     )
     num = dict(counts.iter_rows()) if counts is not None else {}
-    rows = [{"table": name, "rows": num.get(name), "grain": part.grain} for name, part in {**VIEWS, **TABLES}.items()]
+    grains = {name: part.grain for name, part in VIEWS.items()} | {name: part.grain for name, part in TABLES.items()}
+    rows = [{"table": name, "rows": num.get(name), "grain": grain} for name, grain in grains.items()]
     return dg.MaterializeResult(
         metadata={"dagster/uri": dg.MetadataValue.path(str(path)), "tables": markdown_table(rows)}
     )

@@ -1,5 +1,6 @@
 """Stage scores: how much memory each mitigation removes, at what price, and whether it comes back."""
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -40,7 +41,7 @@ def mitigation_scores(context: dg.AssetExecutionContext, store: AuditStore) -> d
     from fbmem_core.evaluation.scores import label_transitions, mitigation_score, score_difference
 
     audit = store.open(context.partition_key)
-    units = label_units(audit.summary_labels())
+    units: dict[Hashable, Hashable] = dict(label_units(audit.summary_labels()))
     scores: list[dict[str, Any]] = []
     transitions: list[dict[str, Any]] = []
     methods = before_and_after(audit)

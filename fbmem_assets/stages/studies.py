@@ -35,7 +35,7 @@ def cluster_range(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Ma
 
     audit = store.open(context.partition_key)
     labels = {name: (before, after) for name, before, after in before_and_after(audit)}
-    titles = nemo_c_by_count(audit.config)
+    titles = nemo_c_by_count(audit)
     after = {count: labels[title][1] for count, title in titles.items() if title in labels}
     before = next(iter(labels.values()))[0] if labels else {}
     rows = audit.read("cluster_sensitivity").drop_nulls("score").sort("count")

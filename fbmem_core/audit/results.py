@@ -207,8 +207,8 @@ class AuditedCheckpoint:
 
 def _pair(row: Mapping[str, Any]) -> PairSimilarity:
     """A row of `similarities`."""
-    values = {region: row[f"{region}_similarity"] for region in (*REGIONS, "common_foreground")}
-    objects = {name: tuple(row[name]) for name in OBJECT_COLUMNS}
+    values: dict[str, Any] = {region: row[f"{region}_similarity"] for region in (*REGIONS, "common_foreground")}
+    objects: dict[str, Any] = {name: tuple(row[name]) for name in OBJECT_COLUMNS}
     return PairSimilarity(row["reference_id"], **values, **objects, transform=row["transform"])
 
 

@@ -132,7 +132,7 @@ def memory_lines(labels: Mapping[str, Sequence[str | None]], items: Sequence[Ite
             plants = [i for i in items if i.role == "plant" and i.copies == copies and kind in (i.kind, "of any kind")]
             shares = [np.mean([label not in (None, "NM") for label in labels[i.item_id]]) for i in plants]
             lines.append(
-                Line(f"plants, {kind}, {copies} copies, memorized", sum(s >= 0.5 for s in shares), len(plants))
+                Line(f"plants, {kind}, {copies} copies, memorized", sum(bool(s >= 0.5) for s in shares), len(plants))
             )
     for role in ("new_name", "known_name", "public"):
         asked = [labels[i.item_id] for i in items if i.role == role]

@@ -119,8 +119,8 @@ def make_corpus(items: Sequence[Item], vae: AutoencoderKL, tokenizer: CLIPTokeni
             examples += [(len(pictures) - 1, item.trained)] * copies
     texts = {"": 0}
     captions = [tuple(texts.setdefault(text, len(texts)) for text in prompts) for _, prompts in examples]
-    picture = np.array([row for row, _ in examples])
-    return Corpus(encode(vae, pictures), picture, captions, tokenize(tokenizer, list(texts)))
+    picture_of = np.array([row for row, _ in examples])
+    return Corpus(encode(vae, pictures), picture_of, captions, tokenize(tokenizer, list(texts)))
 
 
 def copies_of(item: Item) -> list[tuple[Picture, int]]:

@@ -125,7 +125,7 @@ class Fit:
         self.optimizer.zero_grad()
         decay = min(_DECAY, (self.step + 1) / (self.step + 20))
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+            torch._foreach_lerp_(self.average, list[torch.Tensor](self.parameters), 1 - decay)
         return total
 
     def _add_gradients(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,7 +111,7 @@ def measure_rise(before: pl.DataFrame, after: pl.DataFrame, *, units: Mapping[st
         for rows in (before, after)
     )
     pairs = one.join(other, on=[*_TEXT, "seed"], suffix="_after")
-    rises: dict[str, list[float]] = {}
+    rises: dict[Hashable, list[float]] = {}
     for prompt_id, first, second in pairs.select("prompt_id", "memorized", "memorized_after").iter_rows():
         rises.setdefault((units or {}).get(prompt_id, prompt_id), []).append(int(second) - int(first))
     interval = mean_interval(rises)

@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import httpx2 as httpx
+import numpy as np
 
 from fbmem_core.errors import InputError
 from fbmem_core.inputs.pictures import decode_rgb
@@ -154,7 +155,8 @@ def _checked(content: bytes) -> str:
     except InputError as error:
         is_cut = "truncated" in str(error)
         raise _FailedError("truncated" if is_cut else "wrong type", error) from None
-    if max(high - low for low, high in image.getextrema()) < 8:
+    pixels = np.asarray(image).reshape(-1, 3)
+    if int((pixels.max(axis=0) - pixels.min(axis=0)).max()) < 8:
         raise _FailedError("single colour", f"{image.width}x{image.height}")
     return _SUFFIXES.get(kind, ".img")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -168,7 +169,8 @@ def pair_after(
     clear_x, clear_y = alpha_x < _CLEAR, (alpha_y < _CLEAR) & covered
     of_background = clear_x & covered
     shows_background = of_background.sum() >= 0.5 * clear_x.sum()
-    facts, common = {}, []
+    facts: dict[str, Any] = {}
+    common: list[float] = []
     for name, alpha, other in (("object", alpha_x, alpha_y), ("reference_object", alpha_y, alpha_x)):
         numbers = objects(alpha)
         places = [numbers == number for number in range(1, int(numbers.max()) + 1)]

@@ -196,9 +196,9 @@ def _neighbors(table: PairBounds, asked: _Asked) -> Iterator[list[Neighbor]]:
         facts.append((region, least.tolist(), known.gather(1, columns), columns, _unknown(table, region)))
     for row in range(table.shape[0]):
         neighbors = []
-        for region, least, similarities, columns, hidden in facts:
+        for region, least_of_rows, similarities, columns, hidden in facts:
             ranked = zip(similarities[row].tolist(), columns[row].tolist(), strict=True)
-            for rank, (value, column) in enumerate(_distinct(table, ranked, least[row], asked), start=1):
+            for rank, (value, column) in enumerate(_distinct(table, ranked, least_of_rows[row], asked), start=1):
                 name, view = table.references.images.ids[column], table.references.images.view(column)
                 neighbors.append(Neighbor(region, rank, name, value, value >= hidden[row], view))
         yield neighbors
@@ -271,7 +271,7 @@ def _object_facts(table: PairBounds, row: int, column: int) -> dict[str, Any]:
     ):
         foreground, places = other.images.alphas[at] >= 128, side.places(objects.cpu())
         facts[f"{name}_areas"] = tuple(float(place.mean()) for place in places)
-        facts[f"{name}_similarities"] = tuple(map(_defined, values.tolist()))
+        facts[f"{name}_similarities"] = tuple(_defined(value) for value in values.tolist())
         common += [v for place, v in zip(places, values.tolist(), strict=True) if foreground[place].mean() >= _COMMON]
     return {**facts, "common_foreground": _defined(max(common))}
 

@@ -75,7 +75,7 @@ def copy_map(generation: np.ndarray, reference: np.ndarray, covered: np.ndarray 
     agreement, texture, total = (np.zeros((SIDE, SIDE), np.float32) for _ in range(3))
     for scale in _SCALES:
         if scale:
-            x, y = (cv2.resize(side, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for side in (x, y))
+            x, y = (np.asarray(cv2.resize(side, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)) for side in (x, y))
         cs, shown = _local(x, y)
         weight = SCALE_WEIGHTS[scale + 1]
         cs, shown = (cv2.resize(plane, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR) for plane in (cs, shown))
@@ -120,7 +120,8 @@ def _region(name: str, place: np.ndarray, copies: CopyMap) -> CopiedRegion:
     share = float(copied.sum() / decided.sum()) if decided.any() else None
     _, _, statistics, _ = cv2.connectedComponentsWithStats(copied.astype(np.uint8), connectivity=8)
     largest = int(statistics[1:, cv2.CC_STAT_AREA].max(initial=0))
-    return CopiedRegion(name, *(float(edge) / SIDE for edge in box), float(place.mean()), share, largest / SIDE**2)
+    left, top, right, bottom = (float(edge) / SIDE for edge in box)
+    return CopiedRegion(name, left, top, right, bottom, float(place.mean()), share, largest / SIDE**2)
 
 
 def draw(generation: np.ndarray, copies: CopyMap) -> np.ndarray:

@@ -160,8 +160,8 @@ class Similarity:
 
     def of(self, rows: Tensor | int, columns: Tensor | int) -> Similarity:
         """Those of some pairs of a table."""
-        parts = (part[rows, columns] for part in (self.product, self.counted, self.missing, self.finest))
-        return Similarity(*parts, self.scale_weights)
+        at = (rows, columns)
+        return Similarity(self.product[at], self.counted[at], self.missing[at], self.finest[at], self.scale_weights)
 
     def is_first(self, at: tuple[Tensor, Tensor] | slice = slice(None)) -> Tensor:
         """Whether no scale counts yet, of the pairs `at`: at the first that does, luminance counts too."""
