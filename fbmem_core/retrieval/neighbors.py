@@ -264,7 +264,8 @@ def _object_facts(table: PairBounds, row: int, column: int) -> dict[str, Any]:
     if table.objects is None or table.bound("foreground")[row, column] < 0:
         return {}
     pair = table.objects.of_pair(row, column)
-    common, facts = [-1.0], {}
+    common: list[float] = [-1.0]
+    facts: dict[str, Any] = {}
     for side, objects, values, other, at, name in (
         (table.generations, pair.own, pair.own_values, table.references, column, "object"),
         (table.references, pair.theirs, pair.their_values, table.generations, row, "reference_object"),

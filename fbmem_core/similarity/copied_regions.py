@@ -75,7 +75,10 @@ def copy_map(generation: np.ndarray, reference: np.ndarray, covered: np.ndarray 
     agreement, texture, total = (np.zeros((SIDE, SIDE), np.float32) for _ in range(3))
     for scale in _SCALES:
         if scale:
-            x, y = (np.asarray(cv2.resize(side, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)) for side in (x, y))
+            x, y = (
+                np.asarray(cv2.resize(side, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), dtype=np.float32)
+                for side in (x, y)
+            )
         cs, shown = _local(x, y)
         weight = SCALE_WEIGHTS[scale + 1]
         cs, shown = (cv2.resize(plane, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR) for plane in (cs, shown))
