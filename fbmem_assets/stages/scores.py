@@ -41,7 +41,7 @@ def mitigation_scores(context: dg.AssetExecutionContext, store: AuditStore) -> d
     from fbmem_core.evaluation.scores import label_transitions, mitigation_score, score_difference
 
     audit = store.open(context.partition_key)
-    units: dict[Hashable, Hashable] = {**label_units(audit.summary_labels())}
+    units: dict[Hashable, Hashable] = {name: unit for name, unit in label_units(audit.summary_labels()).items()}
     scores: list[dict[str, Any]] = []
     transitions: list[dict[str, Any]] = []
     methods = before_and_after(audit)

@@ -69,7 +69,7 @@ def copy_map(generation: np.ndarray, reference: np.ndarray, covered: np.ndarray 
         covered: bool [h, w]: where the generation shows something of it; everywhere by default.
     """
     x, y = (
-        cv2.resize(side, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        (cv2.resize(side, (SIDE, SIDE), interpolation=cv2.INTER_AREA) / 255).astype(np.float32)
         for side in (generation, reference)
     )
     agreement, texture, total = (np.zeros((SIDE, SIDE), np.float32) for _ in range(3))
