@@ -10,7 +10,7 @@ from fbmem_assets.orchestration.checks import Verdict, table_check
 from fbmem_assets.orchestration.progress import track
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
-from fbmem_assets.stages.labels import halves_and_families
+from fbmem_assets.stages.families import halves_and_families
 from fbmem_assets.stages.trials import mattes_of
 from fbmem_core.audit.results import AuditedCheckpoint
 from fbmem_core.store.tables import digest

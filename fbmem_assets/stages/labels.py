@@ -241,32 +241,6 @@ def frozen_settings(audit: AuditedCheckpoint) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def halves_and_families(audit: AuditedCheckpoint) -> pl.DataFrame:
-    """By prompt, its half (`development` or `test`) and the thing that it is one wording of.
-
-    Both are columns of the truth table, `half` and `family`. Without them every prompt belongs to the test half, and
-    prompts whose images match the same reference are of one family.
-    """
-    prompts = audit.read("prompts").select("prompt_id")
-    matched = (
-        audit.summary_labels()
-        .filter(pl.col("label") != "NM")
-        .select("prompt_id", pl.coalesce("full_reference_id", "foreground_reference_id", "background_reference_id"))
-        .group_by("prompt_id")
-        .agg(pl.col("full_reference_id").mode().sort().first().alias("matched"))
-    )
-    truth = _truth(audit)
-    known = prompts.select("prompt_id") if truth is None else truth
-    columns = [pl.lit(None, pl.String).alias(name) for name in ("half", "family") if name not in known.columns]
-    known = known.with_columns(columns).select("prompt_id", "half", "family")
-    joined = prompts.join(known, on="prompt_id", how="left").join(matched, on="prompt_id", how="left")
-    return joined.select(
-        "prompt_id",
-        pl.col("half").fill_null("test"),
-        pl.coalesce("family", "matched", "prompt_id").alias("family"),
-    )
-
-
 def _first(audit: AuditedCheckpoint) -> pl.Expr:
     settings = audit.config.similarity
     return (pl.col("masking") == settings.masking[0]) & (pl.col("rule") == settings.rule[0])

@@ -12,7 +12,7 @@ import yaml
 
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
-from fbmem_assets.stages.labels import halves_and_families
+from fbmem_assets.stages.families import copied_reference, halves_and_families
 from fbmem_assets.stages.scores import before_and_after
 from fbmem_assets.stages.sensitivity import nemo_c_by_count
 from fbmem_assets.stages.trials import mattes_of
@@ -85,8 +85,11 @@ def foreground_traits(context: dg.AssetExecutionContext, store: AuditStore) -> d
     from fbmem_core.report.plots import bar_plot
 
     audit = store.open(context.partition_key)
+    foregrounds = _foregrounds(audit)
     findings = [
-        finding for method, before, after in before_and_after(audit) for finding in _probe(audit, method, before, after)
+        finding
+        for method, before, after in before_and_after(audit)
+        for finding in _probe(foregrounds, method, before, after)
     ]
     shown = {one.subject: one.value for one in findings if one.quantity.startswith("area") and one.value is not None}
     plot = bar_plot(shown, title="Do traits tell which foregrounds survive?", label="area under the ROC curve")
@@ -125,12 +128,10 @@ def policy(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materiali
         for prompt_id, some in labels.group_by("prompt_id").agg("label").iter_rows()
     }
     tags_of = reference_tags(audit)
-    copied = labels.filter(pl.col("label") != "NM").select(
-        "prompt_id", pl.concat_list("full_reference_id", "foreground_reference_id", "background_reference_id")
-    )
+    copied = labels.filter(pl.col("label") != "NM").select("prompt_id", copied_reference())
     tags: dict[str, set[str]] = {prompt_id: set() for prompt_id in severities}
-    for prompt_id, references in copied.iter_rows():
-        tags[prompt_id] |= {tag for name in references if name for tag in tags_of.get(name, ())}
+    for prompt_id, reference in copied.iter_rows():
+        tags[prompt_id] |= set(tags_of.get(reference, ()))
     weights = read_policy(audit.config.policy)
     findings = policy_findings(severities, {prompt: sorted(own) for prompt, own in tags.items()}, weights)
     shown = {one.subject: one.value for one in findings if one.value is not None}
@@ -169,23 +170,29 @@ def read_policy(file: Any) -> dict[str, float]:
     return {str(tag): float(weight) for tag, weight in weights.items()}
 
 
-def _probe(audit: AuditedCheckpoint, method: str, before: Any, after: Any) -> "list[Finding]":
+def _foregrounds(audit: AuditedCheckpoint) -> dict[tuple[str, int], tuple[list[float], str]]:
+    """By image, the traits of its foreground and the family of its prompt."""
+    families, copies = _families(audit), _copies(audit)
+    foregrounds = {}
+    for prompt_id, mattes in mattes_of(audit).items():
+        for seed, matte in mattes.items():
+            shape = _shape(np.asarray(matte[0]))
+            if shape is not None:
+                traits = [*shape, float(np.log2(copies.get(prompt_id, 1.0)))]
+                foregrounds[prompt_id, seed] = traits, families[prompt_id]
+    return foregrounds
+
+
+def _probe(
+    foregrounds: Mapping[tuple[str, int], tuple[list[float], str]], method: str, before: Any, after: Any
+) -> "list[Finding]":
     """The traits of the foregrounds that were copied, and whether they are still."""
     from fbmem_core.evaluation.studies import foreground_probe
 
-    mattes, families, copies = mattes_of(audit), _families(audit), _copies(audit)
-    traits, survived, groups = [], [], []
-    for (prompt_id, seed), label in before.items():
-        matte = mattes.get(prompt_id, {}).get(seed)
-        left = after.get((prompt_id, seed))
-        if label not in ("FM", "VM") or matte is None or left is None:
-            continue
-        shape = _shape(np.asarray(matte[0]))
-        if shape is None:
-            continue
-        traits.append([*shape, np.log2(copies.get(prompt_id, 1.0))])
-        survived.append(left in ("FM", "VM"))
-        groups.append(families[prompt_id])
+    images = [image for image, label in before.items() if label in ("FM", "VM") and image in foregrounds]
+    images = [image for image in images if after.get(image) is not None]
+    traits, groups = [foregrounds[image][0] for image in images], [foregrounds[image][1] for image in images]
+    survived = [after[image] in ("FM", "VM") for image in images]
     return foreground_probe(np.array(traits), _TRAITS, survived, groups, subject=method)
 
 
