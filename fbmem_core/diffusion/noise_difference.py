@@ -69,6 +69,7 @@ class FirstStep:
         mode: Mode = "paper",
         num_steps: int = NUM_STEPS,
     ) -> None:
+        self._pipeline = pipeline  # which the denoiser does not hold
         self.denoiser = denoiser_of(pipeline)
         self.schedule = self.denoiser.schedule(num_steps, height=height, width=width)
         self.step = self.schedule.steps[1 if mode == "released" else 0]

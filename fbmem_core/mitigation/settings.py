@@ -128,4 +128,4 @@ def _condition(error: ValidationError, names: Any) -> str:
     if first["type"] == "extra_forbidden":
         return f"to have no option `{name}` ({', '.join(names) or 'there is none'})"
     what = first["msg"].removeprefix("Input ").removeprefix("Value error, ").replace("should ", "to ", 1)
-    return f"to have `{name}` {what.removeprefix('to ')}"
+    return f"to have `{name}` {what.removeprefix('to ').removeprefix('be ')}"

@@ -20,6 +20,7 @@ DATABASE_NAME = "fbmem.duckdb"
 _SQL_TYPES = {
     pa.string(): "VARCHAR", pa.int64(): "BIGINT", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN",
     pa.timestamp("us", tz="UTC"): "TIMESTAMPTZ", pa.list_(pa.string()): "VARCHAR[]",
+    pa.list_(pa.float64()): "DOUBLE[]",
 }  # fmt: skip
 # types that polars reads; others are shown as text
 _PLAIN_TYPES = frozenset({

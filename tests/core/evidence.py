@@ -92,8 +92,10 @@ def _write_images(store, prompts):
             for rule in ("paper", "released"):  # summaries must count the first alone
                 labels.append(blank("labels", **image, masking="masked", rule=rule, label=label, **values, **names))
             for rank, (name, similarity) in enumerate(((reference, full), ("r2", 0.15)), start=1):
-                neighbors.append(image | {"masking": "masked", "region": "full", "rank": rank, "reference_id": name,
-                                          "similarity": similarity, "complete": True})  # fmt: skip
+                neighbors.append(image | {
+                    "masking": "masked", "region": "full", "rank": rank, "reference_id": name,
+                    "similarity": similarity, "complete": True, "transform": "whole",
+                })  # fmt: skip
     for table, rows in {"labels": labels, "generations": generations, "masks": masks, "neighbors": neighbors}.items():
         store.write(table, KEY, rows, shard="none")
 

@@ -32,7 +32,7 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def statistics(pipeline):
-    return activation_statistics(pipeline.unet, value_layers(pipeline.unet), [encode(pipeline, *NON_MEMORIZED)])
+    return activation_statistics(pipeline, value_layers(pipeline), [encode(pipeline, *NON_MEMORIZED)])
 
 
 def encode(pipeline, *prompts):
