@@ -42,7 +42,7 @@ def load_audit(path: Path) -> Audit:
     if not path.is_file():
         raise InputError("an audit file", "no such file", where=path, cure="Give the path of a YAML audit file.")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        data = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no date, too long a number
         reason = str(error).replace("\n", " ")
         raise InputError("a YAML mapping", f"text that is no YAML ({reason})", where=path, cure="Mend it.") from None

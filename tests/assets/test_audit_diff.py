@@ -9,6 +9,7 @@ from fbmem_assets.orchestration.partitions import record_audit
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_core.audit.file import load_audit
 from fbmem_core.diffusion.checkpoint import Checkpoint
+from fbmem_core.store.schemas import TABLES
 from fbmem_core.store.tables import Store
 from fbmem_core.store.warehouse import query
 from tests.assets.conftest import CANARY, PROJECT, mark_finished
@@ -23,6 +24,11 @@ def store(tmp_path):
     return Store(tmp_path / "store")
 
 
+def blank(table):
+    """A row of nothing but nulls."""
+    return {name: None for name in TABLES[table].columns if name != "checkpoint"}
+
+
 @pytest.fixture
 def audited(store, tmp_path):
     """Puts a checkpoint with given labels into the store, one list of them a prompt, and materializes the stage."""
@@ -30,16 +36,18 @@ def audited(store, tmp_path):
     def put(name, number, of_prompts, *, texts=TEXTS, **changes):
         settings = {"name": name, "checkpoint": str(CANARY / "checkpoint"), "prompts": str(CANARY / "prompts.csv"),
                     "references": str(CANARY / "references"), **changes}  # fmt: skip
+        settings["similarity"] = {"rule": "paper"} | settings.get("similarity", {})
         file = tmp_path / "audit.yaml"
         file.write_text(yaml.safe_dump(settings), "utf-8")
         found = Checkpoint("here", tmp_path, f"{number:064x}"[::-1], "StableDiffusionPipeline")
         key = record_audit(load_audit(file), found, store)
-        nothing = dict.fromkeys(("kind", "reference_id", "source"))
-        rows = [{"audit": name, "prompt_id": str(at), "prompt": text, **nothing} for at, text in enumerate(texts)]
+        nothing = blank("prompts") | {"reference_ids": [], "urls": []}
+        rows = [{**nothing, "audit": name, "prompt_id": str(at), "prompt": text} for at, text in enumerate(texts)]
         store.write("prompts", key, rows)
         images = [(str(at), seed, label) for at, some in enumerate(of_prompts) for seed, label in enumerate(some)]
         store.write("labels", key, [
-            {"method": method, "prompt_id": prompt_id, "seed": seed, "masking": masking, "rule": rule, **VALUES,
+            {**blank("labels"), "method": method, "prompt_id": prompt_id, "seed": seed, "masking": masking,
+             "rule": rule, **VALUES,
              **REFERENCES, "label": label if (method, masking, rule) == ("none", "masked", "paper") else "VM"}
             for prompt_id, seed, label in images
             for method, masking, rule in (("none", "masked", "paper"), ("none", "masked", "released"),
