@@ -44,6 +44,7 @@ def test_the_audit_file_of_the_readme_is_valid(tmp_path, tiny_checkpoint):
     (tmp_path / "models" / "my-model").symlink_to(tiny_checkpoint)
     folder = tmp_path / "audits"
     (folder / "training-images").mkdir(parents=True)
+    (folder / "held-out").mkdir()
     (folder / "prompts.csv").write_text("prompt\na cat\n", "utf-8")
     (folder / "my-audit.yaml").write_text(text, "utf-8")
     audit = load_audit(folder / "my-audit.yaml")
