@@ -74,7 +74,8 @@ def deactivation_factors(
             cure = "Use neurons that were found in this checkpoint."
             raise InputError(f"neurons from 0 to {size - 1}", f"{min(some)} to {max(some)}", where=layer, cure=cure)
         found[layer] = torch.ones(size, device=module.weight.device, dtype=module.weight.dtype)
-        found[layer][sorted(some)] = factor
+        rows = torch.tensor(sorted(some), device=module.weight.device)
+        found[layer].index_fill_(0, rows, factor)
     return found
 
 

@@ -92,9 +92,7 @@ def test_seeds_agree_where_the_model_remembers(tables):
 def test_neuron_sets_can_be_taken_out_of_the_store(tables, audited, fbmem, tmp_path, suffix):
     run = fbmem("neurons", tmp_path / f"sets.{suffix}", "--store", audited[0])
     assert run.exit_code == 0, run.stderr
-    layers = value_layers(
-        load_pipeline(find_checkpoint(str(CANARY / "checkpoint")), dtype="float32", device="cpu").unet
-    )
+    layers = value_layers(load_pipeline(find_checkpoint(str(CANARY / "checkpoint")), dtype="float32", device="cpu"))
     sets = read_neuron_sets(tmp_path / f"sets.{suffix}", layers)
     assert {name: set(neurons) for name, neurons in sets.items()} == refined(tables)
     assert "3 sets" in run.stdout
