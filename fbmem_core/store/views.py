@@ -54,6 +54,7 @@ _FINDING = {
     "full_reference_id": "reference of the highest full similarity",
     "foreground_reference_id": "reference of the highest foreground similarity",
     "background_reference_id": "reference of the highest background similarity",
+    "transform": "the reference as it was compared: whole, center crop, or how it was moved",
     "foreground_fraction": "share of the image that is foreground",
     "path": "file of the image, below the store",
     "sha256": "of the image",
@@ -87,8 +88,8 @@ WITH nearest AS (
 SELECT n.checkpoint, {method_column} n.prompt_id, p.prompt, p.kind, n.seed, n.label, n.label <> 'NM' AS is_copy,
   n.region, n.reference_id, n.similarity, n.similarity - n.tau AS margin, {elicited_by} AS elicited_by,
   n.full_similarity, n.foreground_similarity, n.background_similarity, n.full_reference_id, n.foreground_reference_id,
-  n.background_reference_id, m.foreground_fraction, g.path, g.sha256, m.path AS mask_path, r.path AS reference_path,
-  r.sha256 AS reference_sha256, r.url AS reference_url, r.caption AS reference_caption
+  n.background_reference_id, n.transform, m.foreground_fraction, g.path, g.sha256, m.path AS mask_path,
+  r.path AS reference_path, r.sha256 AS reference_sha256, r.url AS reference_url, r.caption AS reference_caption
 FROM named n
 LEFT JOIN prompts p ON p.checkpoint = n.checkpoint AND p.prompt_id = n.prompt_id
 LEFT JOIN generations g ON g.checkpoint = n.checkpoint AND g.method = n.method AND g.prompt_id = n.prompt_id

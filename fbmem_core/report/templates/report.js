@@ -42,7 +42,8 @@
     place.dataset.built = "true";
     const images = card.querySelectorAll(".pictures img");
     if (images.length < 2 || !card.dataset.pair) { place.remove(); return; }
-    const below = images[0].cloneNode(); const above = images[1].cloneNode();
+    const moved = card.querySelector(".moved img");  // the reference as it was compared, where it had to be moved
+    const below = images[0].cloneNode(); const above = (moved || images[1]).cloneNode();
     above.className = "over"; above.alt = "reference, laid over the generated image";
     place.append(below, above);
     const slider = card.querySelector("input[type=range]");
