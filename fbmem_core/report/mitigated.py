@@ -80,7 +80,7 @@ def pareto(mitigations: Sequence[Row]) -> list[Row]:
         points.append({"method": row["method"], "side_effect": min(max(row["side_effect"], 0.0), 1.0), "left": left,
                        "left_low": low, "left_high": high})  # fmt: skip
     for point in points:
-        point["is_best"] = not any(_is_better(other, point) for other in points)
+        point["is_best"] = not any(_is_better(rival, point) for rival in points)
     return points
 
 
@@ -88,6 +88,6 @@ def _left(score: float | None, achievable: float) -> float | None:
     return None if score is None else min(max(1 - score / achievable, 0.0), 1.0)
 
 
-def _is_better(other: Row, point: Row) -> bool:
-    as_good = other["left"] <= point["left"] and other["side_effect"] >= point["side_effect"]
-    return bool(as_good and (other["left"], other["side_effect"]) != (point["left"], point["side_effect"]))
+def _is_better(rival: Row, point: Row) -> bool:
+    as_good = rival["left"] <= point["left"] and rival["side_effect"] >= point["side_effect"]
+    return bool(as_good and (rival["left"], rival["side_effect"]) != (point["left"], point["side_effect"]))

@@ -177,8 +177,8 @@ def _first_image(store: Store, checkpoint: str, prompt: str, panels: Panels) -> 
     prompts = store.read("prompts", checkpoint)
     ids = prompts.filter(prompts["prompt"] == prompt)["prompt_id"].to_list()
     images = store.read("generations", checkpoint, shard="none")
-    found = images.filter(images["prompt_id"].is_in(ids))
-    return panels.generation({"path": found["path"][0]}, side=THUMBNAIL) if len(found) else None
+    matching = images.filter(images["prompt_id"].is_in(ids))
+    return panels.generation({"path": matching["path"][0]}, side=THUMBNAIL) if len(matching) else None
 
 
 def _bars(counts: dict[str, int]) -> list[dict[str, Any]]:

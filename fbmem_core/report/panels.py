@@ -70,7 +70,7 @@ class Panels:
         return self._uri(Image.fromarray(aligned(image, reference, row["transform"])[1]), SIDE)
 
     def difference(self, row: dict[str, Any]) -> str | None:
-        """Where image and reference differ: dark where they are alike, bright where they are not."""
+        """Map of the difference between image and reference: dark where they are alike, bright where they are not."""
         image, reference = self._open(row["path"]), _reference(row["reference_path"])
         if image is None or reference is None:
             return None

@@ -9,7 +9,7 @@ Row = dict[str, Any]
 
 
 def settings_rows(settings: Mapping[str, Any]) -> list[Row]:
-    """Every setting with its default; those of an audit that have none always differ.
+    """Settings with their defaults; those of an audit that have none always differ.
 
     Args:
         settings: A whole audit, as JSON says it.
