@@ -1,4 +1,4 @@
-"""Ways in which copies were elicited, never added up: ordinary prompts, paraphrases, optimised embeddings, a control."""
+"""Ways in which copies were elicited, never added up: ordinary prompt, paraphrase, optimised embedding, its control."""
 
 from __future__ import annotations
 

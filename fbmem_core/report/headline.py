@@ -15,7 +15,7 @@ _NOT_SEARCHED = "copies that are mirrored, cropped, shifted or turned are not se
 _SEARCHED = {
     None: _NOT_SEARCHED,
     "none": _NOT_SEARCHED,
-    "fast": "mirrored copies, and copies shifted by up to 12 % of the side, are searched; cropped or turned ones are not",
+    "fast": "mirrored copies and those shifted by up to 12 % are searched, cropped and turned ones are not",
     "thorough": "mirrored, cropped, shifted, scaled and turned copies are searched as docs/similarity.md says",
 }
 

@@ -78,6 +78,12 @@
       if (next) { next.querySelector("summary").focus(); next.scrollIntoView({ block: "nearest" }); }
     } else if (event.key === "b" && at >= 0) { const blink = visible[at].querySelector(".blink"); if (blink && visible[at].open) { blink.click(); } }
   });
+  const opened = [];  // for print alone
+  window.addEventListener("beforeprint", () => {
+    document.querySelectorAll("details:not([open])").forEach((part) => { part.open = true; opened.push(part); });
+    document.querySelectorAll("img").forEach((image) => { image.loading = "eager"; });
+  });
+  window.addEventListener("afterprint", () => { opened.splice(0).forEach((part) => { part.open = false; }); });
   window.addEventListener("hashchange", openNamed);
   if (list) { update(); openNamed(); }
 })();
