@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 REPORTS_DIR = "reports"
+DAGSTER_URL = "http://localhost:3000"  # where `make dev` serves it
 _MAX_SIDE_BY_SIDE = 12
 _MAX_SHOWN = 36  # of near misses and of undecided images, those with a picture
 _METHOD = frozenset({"method", "score", "low", "high", "achievable"})
@@ -32,9 +33,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def write_report(
-    store: Store, evidence: Evidence, *, out: Path | None = None, redacted: bool = False, run_url: str | None = None
-) -> Path:
+def write_report(store: Store, evidence: Evidence, *, out: Path | None = None, redacted: bool = False) -> Path:
     """Write `report.html`, and `findings.csv` and `report.json` with the same numbers, beside each other.
 
     Args:
@@ -43,7 +42,6 @@ def write_report(
         out: Another file than `reports/<checkpoint>/report.html` below the store.
         redacted: Without pictures, texts, names and addresses: numbers and hashes alone, for those who may not see
             the works themselves.
-        run_url: Address of the run in Dagster, if there is one.
 
     Returns:
         The path of the HTML file.
@@ -51,7 +49,7 @@ def write_report(
     if redacted:
         evidence = redact(evidence)
     panels = None if redacted else Panels(store, evidence.checkpoint)
-    html = render(store, evidence, panels, run_url=run_url)
+    html = render(store, evidence, panels)
     contents = {"report.html": html, "findings.csv": _csv(evidence), "report.json": _json(evidence)}
     if out is not None:
         names = {"report.html": out.name, "findings.csv": f"{out.stem}.csv", "report.json": f"{out.stem}.json"}
@@ -63,7 +61,7 @@ def write_report(
     return paths[0]
 
 
-def render(store: Store, evidence: Evidence, panels: Panels | None, *, run_url: str | None = None) -> str:
+def render(store: Store, evidence: Evidence, panels: Panels | None) -> str:
     """The HTML of a report, self-contained."""
     template = _template("report.html.j2")
     cards = cards_of(evidence, panels)
@@ -89,7 +87,7 @@ def render(store: Store, evidence: Evidence, panels: Panels | None, *, run_url: 
         num_left_out=panels.num_left_out if panels is not None else 0,
         has_pictures=panels is not None,
         store=str(store.root),
-        run_url=run_url,
+        dagster_url=DAGSTER_URL,
         side=SIDE,
         thumbnail=THUMBNAIL,
         style=_asset("report.css"),

@@ -132,12 +132,13 @@ WITH made AS (
     max(fbmem_version) FILTER (asset = 'labels') AS fbmem_version, max("commit") FILTER (asset = 'labels') AS "commit",
     max(python) FILTER (asset = 'labels') AS python, max(torch) FILTER (asset = 'generations') AS torch,
     max(diffusers) FILTER (asset = 'generations') AS diffusers, max(device) FILTER (asset = 'generations') AS device,
+    max(run_id) FILTER (asset = 'labels') AS run_id,
     count(DISTINCT settings_sha256) = 1 AS is_uniform
   FROM records GROUP BY checkpoint
 )
 SELECT c.checkpoint, c.audit, c.source, c.revision, c.architecture, c.fingerprint, c.created_at,
-  s.* EXCLUDE (checkpoint), m.fbmem_version, m."commit", m.python, m.torch, m.diffusers, m.device, m.started_at,
-  m.seconds, m.is_uniform
+  s.* EXCLUDE (checkpoint), m.fbmem_version, m."commit", m.python, m.torch, m.diffusers, m.device, m.run_id,
+  m.started_at, m.seconds, m.is_uniform
 FROM checkpoints c JOIN audit_settings s USING (checkpoint) LEFT JOIN made m USING (checkpoint)
 """
 _IMAGE_KEY = ("checkpoint", "prompt_id", "seed")
@@ -233,6 +234,7 @@ _ALL = (
             "torch": "version that sampled",
             "diffusers": "version that sampled",
             "device": "that sampled",
+            "run_id": "run of Dagster that labelled: /runs/RUN_ID in the UI",
             "started_at": "when the first asset began",
             "seconds": "of all assets together",
             "is_uniform": "whether all its assets were made with the same settings",

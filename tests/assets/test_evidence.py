@@ -39,7 +39,7 @@ def test_a_small_audit_ends_well_and_says_what_it_left_out_and_why(whole_tiny):
     assert "20 non-memorized prompts are needed" in line
     records = Store(store).read("records", key)
     left_out = set(records.filter(status="left_out")["asset"])
-    assert {"activation_statistics", "neuron_sets", "mitigated_labels", "attacks"} <= left_out
+    assert {"activation_statistics", "neurons", "mitigated_labels", "attacks"} <= left_out
     assert set(records.filter(status="finished")["asset"]) >= {"labels", "seed_agreement", "memorization_rates"}
     assert "activation_statistics" in Store(store).read("rejected", key)["item"].to_list()
 
@@ -226,3 +226,19 @@ def test_a_stage_before_its_parents_ends_in_one_line_that_names_them(tiny_audit,
     assert "none of `similarities`" in cause.message
     assert "Materialize `similarities` first" in cause.message
     assert done.get_asset_check_evaluations() == []
+
+
+def test_a_truth_file_as_documented_has_its_share_beside_the_labels(whole_tiny, tmp_path):
+    from fbmem_assets.orchestration.resources import AuditStore
+    from fbmem_assets.stages.labels import label_table
+
+    _, store, key = whole_tiny
+    audit = AuditStore(root=str(store)).open(key)
+    prompt_ids = audit.read("prompts")["prompt_id"].to_list()
+    truth = tmp_path / "truth.csv"
+    truth.write_text("prompt_id,kind,label\n" + "".join(f"{name},animals,NM\n" for name in prompt_ids))
+    audit.config = audit.config.model_copy(update={"truth": truth})
+    first = audit.config.similarity
+    [row] = label_table(audit).filter(masking=first.masking[0], rule=first.rule[0]).to_dicts()
+    assert (row["kind"], row["true_label"]) == ("animals", "NM")
+    assert row["true_share"] == row["NM"] / 4
