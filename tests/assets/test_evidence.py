@@ -147,6 +147,28 @@ def test_what_was_altered_is_named(whole_tiny, fbmem, tmp_path, change, named):
     assert named in run.stdout
 
 
+def test_one_altered_weight_is_named(whole_tiny, tiny_checkpoint, fbmem, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    _, store, key = whole_tiny
+    copy, model = tmp_path / "store", tmp_path / "model"
+    shutil.copytree(store, copy)
+    shutil.copytree(tiny_checkpoint, model)
+    record = copy / "audits" / f"{key}.json"
+    record.write_text(record.read_text("utf-8").replace(str(tiny_checkpoint), str(model)), "utf-8")
+    run = fbmem("verify", copy, "--sample", 1)
+    assert run.exit_code == 0, run.stdout
+    [file] = sorted((model / "unet").glob("*.safetensors"))
+    weights = load_file(file)
+    name = sorted(weights)[0]
+    torch.flatten(weights[name])[0] += 1e-3
+    save_file(weights, file, metadata={"format": "pt"})
+    run = fbmem("verify", copy, "--sample", 1)
+    assert run.exit_code == 3
+    assert "differs: weights: " in run.stdout
+
+
 def test_an_image_is_made_again(whole_tiny, fbmem):
     _, store, _ = whole_tiny
     row = Store(store).read("generations", Store(store).partitions("checkpoints")[0]).row(0, named=True)
