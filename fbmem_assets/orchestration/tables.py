@@ -97,7 +97,7 @@ def picture(uri: str, text: str) -> dg.MarkdownMetadataValue:
 
 
 def shown(count: int, total: int, what: str) -> str:
-    """How many of all are shown in a picture, in words.
+    """Sentence on what of all a picture shows.
 
     >>> shown(48, 300, "images")
     '48 of 300 images are shown'
