@@ -7,6 +7,7 @@ Exit status 0 done, 1 failed, 130 stopped; an error of fbmem's own is one line a
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class _Command(click.Group):
             ctx.exit(error.exit_status)
 
 
+# what other libraries say of their loading and retrying; whoever sets these variables hears it
+_QUIET = ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY")
 _file_argument = click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_AUDIT)
 
 
@@ -49,6 +52,8 @@ _file_argument = click.argument("file", type=click.Path(path_type=Path), default
 @click.version_option(package_name="fbmem")
 def main() -> None:
     """Find out what a text-to-image diffusion model has memorized."""
+    for name in _QUIET:
+        os.environ.setdefault(name, "error")
 
 
 @main.command()
