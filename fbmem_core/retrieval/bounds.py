@@ -2,7 +2,8 @@
 
 MS-SSIM is prod_j f_j ^ w_j over scales j, with 0 <= f_j <= 1 and weights w_j of sum 1. After the coarsest scales the
 product of the known factors, with 1 for each that is missing, is a bound from above: no finer scale can raise it, and
-one without texture, which is left out, gives the others larger exponents and so lowers it. Only pairs whose bound still reaches what is asked for go on to the next finer scale; see `neighbors`.
+one without texture, which is left out, gives the others larger exponents and so lowers it. Only pairs whose bound still
+reaches what is asked for go on to the next finer scale; see `neighbors`.
 """
 
 from __future__ import annotations
