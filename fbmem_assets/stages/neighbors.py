@@ -61,11 +61,11 @@ def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinitio
 
     @table_check(asset)
     def every_generation_has_neighbors(audit: AuditedCheckpoint) -> Verdict:
-        """Every generation has its nearest references by the whole image, for every masking."""
+        """Check that every generation has its nearest references by the whole image, for every masking."""
         nearest = audit.read("neighbors", arm).filter((pl.col("region") == "full") & (pl.col("rank") == 1))
         num_regions = len(arm.maskings(audit.config))
         expected = len(audit.read("generations", arm)) * num_regions
-        return all_there("images and maskings with a nearest reference", expected=expected, found=len(nearest))
+        return all_there("images and maskings with a nearest reference", expected=expected, present=len(nearest))
 
     return asset, every_generation_has_neighbors
 
@@ -82,10 +82,10 @@ def compare_missing(
 
     audit = store.open(context.partition_key)
     settings = audit.config.similarity
-    every = _shards(audit, arm)
+    rows_of_shard = _shards(audit, arm)
     for table in ("neighbors", "similarities"):  # first, so that a stopped run leaves no prompt twice
-        audit.keep_shards(table, every, among=f"{arm.shard}*")
-    shards = dict(part.of(list(every.items())))
+        audit.keep_shards(table, rows_of_shard, among=f"{arm.shard}*")
+    shards = dict(part.of(list(rows_of_shard.items())))
     whole = audit.shards("neighbors", shards, report=context.log.warning)
     whole = audit.shards("similarities", whole, report=context.log.warning)
     missing = {shard: rows for shard, rows in shards.items() if shard not in whole}
@@ -98,18 +98,20 @@ def compare_missing(
     for block in track(context, list(_blocks(missing)), what="comparing"):
         images = generation_set(audit, pl.concat(rows for _, rows in block))
         candidates = None if prefilter is None else prefilter.candidates(images)
-        found: dict[str, list[dict[str, Any]]] = {}
+        neighbors: dict[str, list[dict[str, Any]]] = {}
         scored: dict[str, list[dict[str, Any]]] = {}
         for masking, planes in references.items():
             for image_id, nearest, pairs in search(
                 images, planes, settings, moved=moved.get(masking), candidates=candidates
             ):
-                found.setdefault(image_id, []).extend({"masking": masking, **asdict(neighbor)} for neighbor in nearest)
+                neighbors.setdefault(image_id, []).extend(
+                    {"masking": masking, **asdict(neighbor)} for neighbor in nearest
+                )
                 scored.setdefault(image_id, []).extend(pair_rows(masking, pairs))
         for shard, rows in block:
             # neighbors last: what stands there has its similarities
-            for table, of in (("similarities", scored), ("neighbors", found)):
-                of_prompt = [{**image, **row} for image in _images(rows) for row in of[_id(image)]]
+            for table, rows_of_image in (("similarities", scored), ("neighbors", neighbors)):
+                of_prompt = [{**image, **row} for image in _images(rows) for row in rows_of_image[_id(image)]]
                 audit.write(table, of_prompt, shard=shard)
     if settings.prefilter == "none":
         audit.keep_shards("prefilter_recalls", ())
