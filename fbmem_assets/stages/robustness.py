@@ -56,7 +56,7 @@ def _chosen(audit: AuditedCheckpoint) -> pl.DataFrame:
 def _relabelled(
     context: dg.AssetExecutionContext, audit: AuditedCheckpoint, rows: pl.DataFrame
 ) -> dict[tuple[str, str, bool], list[Label | None]]:
-    """By (disturbance, what it changes, whether it is small) the label of each image; first as they are."""
+    """Labels of the images by (disturbance, what it changes, whether it is small); first as they are."""
     import numpy as np
 
     from fbmem_core.evaluation.robustness import BETAS, DISTURBANCES, disturbed
@@ -95,7 +95,7 @@ def _labels_by_beta(
     from fbmem_core.retrieval.search import search
 
     settings = audit.config.similarity
-    found = list(search(images, planes, settings, moved=moved))
+    searched = list(search(images, planes, settings, moved=moved))
     return [
         [
             label_generation(
@@ -105,7 +105,7 @@ def _labels_by_beta(
                 tau=settings.tau,
                 beta=beta,
             ).label
-            for row, (_, _, pairs) in enumerate(found)
+            for row, (_, _, pairs) in enumerate(searched)
         ]
         for beta in betas
     ]

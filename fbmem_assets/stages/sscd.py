@@ -78,11 +78,11 @@ def _disagreements(audit: AuditedCheckpoint) -> list[dict[str, Any]]:
         label = _label(audit, pairs, fractions[key.image_id])
         values = (row["sscd_full"], row["sscd_foreground"], row["sscd_background"])
         score = SecondScore(key.image_id, row["reference_id"], *values, row["is_listed"], row["is_nearest"])
-        found = disagreement(score, pairs, label, threshold=settings.sscd_threshold)
-        if found is not None:
+        disagreed = disagreement(score, pairs, label, threshold=settings.sscd_threshold)
+        if disagreed is not None:
             rows.append({
-                **key._asdict(), "reference_id": row["reference_id"], "label": label, "kind": found.kind,
-                "region": found.region, "similarity": found.similarity, "sscd_similarity": found.second,
+                **key._asdict(), "reference_id": row["reference_id"], "label": label, "kind": disagreed.kind,
+                "region": disagreed.region, "similarity": disagreed.similarity, "sscd_similarity": disagreed.second,
                 "sscd_threshold": settings.sscd_threshold,
             })  # fmt: skip
     return rows

@@ -219,19 +219,19 @@ def _row(
     from fbmem_core.evaluation.thresholds import calibrated, fixed
 
     settings = audit.config.similarity
-    found: Threshold = calibrated(scores, rate=audit.config.thresholds.rate, floor=settings.lowest)
+    threshold: Threshold = calibrated(scores, rate=audit.config.thresholds.rate, floor=settings.lowest)
     given = fixed(scores, settings.tau)
-    value = found.value
+    value = threshold.value
     return {
         **dict(zip(("source", "region", "num_references"), key, strict=True)),
-        "threshold": value, "low": found.low, "high": found.high, "promised_rate": found.promised_rate,
-        "num_controls": found.num_controls, "num_above": found.num_above,
-        "rate_low": found.rate.low, "rate_high": found.rate.high,
+        "threshold": value, "low": threshold.low, "high": threshold.high, "promised_rate": threshold.promised_rate,
+        "num_controls": threshold.num_controls, "num_above": threshold.num_above,
+        "rate_low": threshold.rate.low, "rate_high": threshold.rate.high,
         "fixed_threshold": settings.tau, "fixed_num_above": given.num_above,
         "fixed_rate_low": given.rate.low, "fixed_rate_high": given.rate.high,
         "num_copies": None if copies is None or value is None else sum(copy >= value for copy in copies),
         "fixed_num_copies": None if copies is None else sum(copy >= settings.tau for copy in copies),
-        "reason": found.reason,
+        "reason": threshold.reason,
     }  # fmt: skip
 
 

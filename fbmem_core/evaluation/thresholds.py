@@ -85,7 +85,9 @@ def calibrated(scores: Sequence[float], *, rate: float, floor: float = 0.0) -> T
     none = Threshold(None, None, None, promised, num, 0, Interval(None, None))
     if num < MIN_CONTROLS:
         rest = f", for they say nothing of rates below {lowest_rate(num):.1%}".replace("%", " %") if num else ""
-        return replace(none, reason=f"{num} controls: below {MIN_CONTROLS} there is no calibrated threshold{rest}")
+        return replace(
+            none, reason=f"{num} control{'s' * (num != 1)}: below {MIN_CONTROLS} there is no calibrated threshold{rest}"
+        )
     highest = np.sort(np.asarray(scores, dtype=float))[::-1]
     allowed = _most_above(num, promised)
     value = max(float(highest[allowed]) + _STEP, floor)
@@ -161,7 +163,7 @@ def by_number_of_references(
     sizes = sorted({max(1, len(references) >> step) for step in range(_NUM_SETS + 1)}) if references else []
     drawn = {size: {references[at] for at in order[:size]} for size in sizes}
     return {
-        size: [max((value for name, value in of.items() if name in names), default=0.0) for of in scores.values()]
+        size: [max((value for name, value in row.items() if name in names), default=0.0) for row in scores.values()]
         for size, names in drawn.items()
     }
 

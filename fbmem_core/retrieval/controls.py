@@ -48,14 +48,14 @@ def reference_controls(
     rows = [at * len(images) // num for at in range(num)]
     for first in range(0, num, _BLOCK):
         block = images.select(rows[first : first + _BLOCK])
-        others = {name: [other for other in images.ids if other != name] for name in block.ids}
-        for row, (name, _, pairs) in enumerate(search(block, references, settings, moved=moved, candidates=others)):
+        rest = {name: [another for another in images.ids if another != name] for name in block.ids}
+        for row, (name, _, pairs) in enumerate(search(block, references, settings, moved=moved, candidates=rest)):
             fraction = foreground_fraction(block, row)
             of_reference = _by_reference([pair for pair in pairs if pair.reference_id != name])
             copies = frozenset(
-                other
-                for other, of in of_reference.items()
-                if is_near_duplicate(of, foreground_fraction=fraction, settings=settings)
+                reference_id
+                for reference_id, views in of_reference.items()
+                if is_near_duplicate(views, foreground_fraction=fraction, settings=settings)
             )
             yield Control(name, fraction, of_reference, copies)
 
