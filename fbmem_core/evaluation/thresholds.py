@@ -84,10 +84,7 @@ def calibrated(scores: Sequence[float], *, rate: float, floor: float = 0.0) -> T
     promised = max(rate, lowest_rate(num)) if num else rate
     none = Threshold(None, None, None, promised, num, 0, Interval(None, None))
     if num < MIN_CONTROLS:
-        rest = f", for they say nothing of rates below {lowest_rate(num):.1%}".replace("%", " %") if num else ""
-        return replace(
-            none, reason=f"{num} control{'s' * (num != 1)}: below {MIN_CONTROLS} there is no calibrated threshold{rest}"
-        )
+        return replace(none, reason=_too_few(num))
     highest = np.sort(np.asarray(scores, dtype=float))[::-1]
     allowed = _most_above(num, promised)
     value = max(float(highest[allowed]) + _STEP, floor)
@@ -166,6 +163,11 @@ def by_number_of_references(
         size: [max((value for name, value in row.items() if name in names), default=0.0) for row in scores.values()]
         for size, names in drawn.items()
     }
+
+
+def _too_few(num: int) -> str:
+    rest = f", for they say nothing of rates below {100 * lowest_rate(num):.1f} %" if num else ""
+    return f"{num} control{'' if num == 1 else 's'}: below {MIN_CONTROLS} there is no calibrated threshold{rest}"
 
 
 def _similarities(pair: PairSimilarity) -> set[float]:

@@ -1,8 +1,8 @@
 """How well labels are on scenes of photographs, with exact and disturbed masks, and how often the innocent are accused.
 
-`python -m tests.benchmarks.bench_photographs [HALF [PER_CELL [INNOCENTS [SEGMENTER]]]]`: the half `test` by default;
-`development` is for choosing constants. With a rembg model, or an ONNX file, its mattes are measured too. The command
-`bench_photographs mattes` prints what the recipe of `disturbed` gives.
+`python -m tests.benchmarks.bench_photographs [HALF [PER_CELL [INNOCENTS [MASKS]]]]`: the half `test` by default;
+`development` is for choosing constants. MASKS is `exact`, `disturbed`, a rembg model or an ONNX file, and the first two
+by default. The command `bench_photographs mattes` prints what the recipe of `disturbed` gives.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 
 from fbmem_core.evaluation.intervals import share_interval
 from fbmem_core.inputs.segmentation import Segmenter
-from fbmem_core.labels import BETA, GenerationLabel, label_generation
+from fbmem_core.labels import BETA, TAU, GenerationLabel, label_generation
 from fbmem_core.retrieval.image_sets import ImageSet
 from fbmem_core.retrieval.moved import MovedCopies
 from fbmem_core.retrieval.planes import Planes
@@ -31,10 +31,12 @@ SIZE = 256
 AREAS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 LABELS = ("VM", "FM", "BM", "NM")
 DISTORTIONS = ("none", "jpeg", "blur", "brightness")
+KINDS = ("exact", "disturbed")
 PER_CELL = 40
 NUM_INNOCENT = 3000
+REPORTED = 600  # innocent pictures between two lines
 CHUNK = 200  # innocent pictures that are held at once
-SETTINGS = SimilarityConfig(size=SIZE)
+SETTINGS = SimilarityConfig(size=SIZE, floor=TAU)  # labels alone
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Masks:
     kind: str
     segmenter: Segmenter | None = None
 
+    @classmethod
+    def of_kind(cls, kind: str) -> Masks:
+        """`exact`, `disturbed`, or those of a rembg model."""
+        return cls(kind, None if kind in KINDS else Segmenter(kind))
+
     def __call__(self, image: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
         """The matte of one picture, uint8; None: undecided."""
         if self.segmenter is not None:
@@ -68,14 +75,11 @@ class Masks:
         return disturbed(alpha, rng) if self.kind == "disturbed" else alpha
 
 
-def main(half: str = "test", per_cell: int = PER_CELL, num_innocent: int = NUM_INNOCENT, segmenter: str = "") -> None:
+def main(half: str = "test", per_cell: int = PER_CELL, num_innocent: int = NUM_INNOCENT, *kinds: str) -> None:
     """Print a table for each kind of mask, and the false accusations."""
     references, cases = draw_cases(half, per_cell)
     print(f"photographs: half {half}, {len(references)} references and {len(cases)} generations of {SIZE} px")
-    kinds = [Masks("exact"), Masks("disturbed")]
-    if segmenter:
-        kinds = [Masks(segmenter, Segmenter(segmenter))]
-    for masks in kinds:
+    for masks in map(Masks.of_kind, kinds or KINDS):
         planes, moved = _references(references, masks)
         _print_confusion(cases, _labels(cases, masks, planes, moved), f"{masks.kind} masks")
         _print_innocent(half, num_innocent, masks, planes, moved)
@@ -194,14 +198,20 @@ def _print_innocent(half: str, count: int, masks: Masks, planes: Planes, moved: 
             if label.label in accused:
                 accused[label.label] += 1
         total += len(batch)
+        if total % REPORTED == 0 and total < count:  # of a long run, how it stands
+            _print_accused(accused, total, undecided, f"{masks.kind} masks", len(set(planes.images.ids)))
     if not total:
         return
+    _print_accused(accused, total, undecided, f"{masks.kind} masks", len(set(planes.images.ids)))
+
+
+def _print_accused(accused: dict[str, int], total: int, undecided: int, masks: str, num_references: int) -> None:
     wrong = sum(accused.values())
     interval = share_interval(wrong, total)
     kinds = ", ".join(f"{label} {number}" for label, number in accused.items())
     print(
-        f"innocent pictures, {masks.kind} masks: {wrong} of {total} accused ({kinds}; {undecided} undecided), each "
-        f"searched against {len(set(planes.images.ids))} references; exact upper 95 % bound {interval.high:.3%}",
+        f"innocent pictures, {masks}: {wrong} of {total} accused ({kinds}; {undecided} undecided), each "
+        f"searched against {num_references} references; exact upper 95 % bound {interval.high:.3%}",
         flush=True,
     )
 
@@ -228,4 +238,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["mattes"]:
         print_mattes()
     else:
-        main(*sys.argv[1:2], *map(int, sys.argv[2:4]), *sys.argv[4:5])
+        main(*sys.argv[1:2], *map(int, sys.argv[2:4]), *sys.argv[4:])
