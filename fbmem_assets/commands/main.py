@@ -22,6 +22,7 @@ from fbmem_assets.commands.report import report
 from fbmem_assets.commands.review import review
 from fbmem_assets.commands.score import score
 from fbmem_assets.commands.sql import sql
+from fbmem_assets.commands.validate import validate
 from fbmem_assets.commands.verify import reproduce, verify
 from fbmem_assets.orchestration.resources import store_option
 from fbmem_core.errors import FbmemError
@@ -69,6 +70,7 @@ main.add_command(verify)
 main.add_command(reproduce)
 main.add_command(review)
 main.add_command(score)
+main.add_command(validate)
 main.add_command(canary)
 main.add_command(neurons)
 main.add_command(deactivate)

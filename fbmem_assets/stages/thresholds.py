@@ -69,7 +69,7 @@ def thresholds(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
 
 @table_check(thresholds, severity=dg.AssetCheckSeverity.WARN)
 def the_fixed_threshold_keeps_the_rate(audit: AuditedCheckpoint) -> Verdict:
-    """At the fixed threshold not more pictures that copy nothing are called copies than the rate of the audit file."""
+    """Pictures that copy nothing reach the fixed threshold no more often than the rate of the audit file."""
     rows = _of_all_references(audit.read("thresholds")).filter(region=ANY)
     judged = rows.filter(pl.col("is_headline"))
     if judged.is_empty():

@@ -39,7 +39,7 @@ class Disturbance:
 
 @dataclass(frozen=True)
 class FlipRate:
-    """How many labels flip: the share `num_flips / num_images` with its exact 95 % interval."""
+    """Labels that flip: the share `num_flips / num_images` with its exact 95 % interval."""
 
     num_images: int
     num_flips: int
@@ -52,7 +52,7 @@ class FlipRate:
 
 
 def flip_rate(before: Sequence[Label | None], after: Sequence[Label | None]) -> FlipRate:
-    """How many labels differ.
+    """Count the labels that differ.
 
     >>> flip_rate(["VM", "NM"], ["VM", "FM"]).rate
     0.5

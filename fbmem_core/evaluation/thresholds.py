@@ -99,7 +99,7 @@ def calibrated(scores: Sequence[float], *, rate: float, floor: float = 0.0) -> T
 
 
 def fixed(scores: Sequence[float], threshold: float) -> Threshold:
-    """What the controls say of a threshold that was chosen without them; `promised_rate` is its upper bound.
+    """Counts of the controls that reach a threshold that was chosen without them; `promised_rate` is its upper bound.
 
     >>> fixed([0.1] * 99 + [0.9], 0.8).num_above
     1

@@ -16,7 +16,7 @@ from fbmem_core.retrieval.settings import SimilarityConfig
 def is_near_duplicate(
     pairs: Iterable[PairSimilarity], *, foreground_fraction: float | None, settings: SimilarityConfig
 ) -> bool:
-    """Whether a picture, by its pairs with one reference, is a whole copy of it: VM by the audit's first rule."""
+    """True if a picture, by its pairs with one reference, is a whole copy of it: VM by the audit's first rule."""
     label = label_generation(
         pairs, foreground_fraction=foreground_fraction, rule=settings.rule[0], tau=settings.tau, beta=settings.beta
     )

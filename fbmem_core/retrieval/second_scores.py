@@ -89,7 +89,7 @@ def second_scores(
 def disagreement(
     score: SecondScore, pairs: Sequence[PairSimilarity], label: Label | None, *, threshold: float
 ) -> Disagreement | None:
-    """Whether a pair's label and the network disagree; None: they agree, or the pair is undecided.
+    """Compare a pair's label with the network; None: they agree, or the pair is undecided.
 
     A copied region is one by the network if the whole image or that region reaches the threshold; a pair that is no
     copy is one by the network if its whole images do.
