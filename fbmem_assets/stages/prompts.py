@@ -10,7 +10,7 @@ import dagster as dg
 from fbmem_assets.orchestration.checks import Verdict, table_check
 from fbmem_assets.orchestration.progress import track
 from fbmem_assets.orchestration.resources import AuditStore
-from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
+from fbmem_assets.orchestration.tables import markdown_table, picture, shown, table_asset, table_result
 from fbmem_core.audit.config import Audit
 from fbmem_core.audit.results import AuditedCheckpoint
 from fbmem_core.errors import InputError
@@ -23,7 +23,7 @@ _SHEET_TILES = 60
 
 
 @table_asset(table="prompts", stage=STAGE)
-def prompt_set(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+def prompts(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per prompt. Read from the audit's prompt file; rows that cannot be used are counted in `rejected`."""
     from fbmem_core.inputs.prompts import read_prompts
 
@@ -31,7 +31,7 @@ def prompt_set(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
     prompts, rejected = read_prompts(audit.config.prompts)
     _check_truth(audit.config, {prompt.prompt_id for prompt in prompts})
     audit.write("prompts", [{"audit": audit.config.name, **asdict(prompt)} for prompt in prompts])
-    audit.write("rejected", [{"stage": STAGE, **asdict(item)} for item in rejected], shard="prompt_set")
+    audit.write("rejected", [{"stage": STAGE, **asdict(item)} for item in rejected], shard="prompts")
     kinds = Counter(prompt.kind or "" for prompt in prompts)
     return table_result(
         audit,
@@ -42,7 +42,7 @@ def prompt_set(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
     )
 
 
-@table_check(prompt_set, severity=dg.AssetCheckSeverity.WARN)
+@table_check(prompts, severity=dg.AssetCheckSeverity.WARN)
 def every_prompt_is_read_to_its_end(audit: AuditedCheckpoint) -> Verdict:
     """No prompt has more tokens than the model's text encoder reads: two that differ behind those give equal images."""
     from fbmem_core.diffusion.tokens import count_tokens
@@ -89,6 +89,7 @@ def reference_images(context: dg.AssetExecutionContext, store: AuditStore) -> dg
         num_rejected=len(left_out),
         statuses=markdown_table([{"status": status, "images": count} for status, count in statuses.items()]),
         contact_sheet=picture(contact_sheet(usable, columns=10), "references"),
+        contact_sheet_shows=shown(len(usable), len(references), "references"),
     )
 
 

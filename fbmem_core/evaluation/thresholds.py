@@ -17,7 +17,8 @@ import numpy as np
 
 from fbmem_core.errors import InputError
 from fbmem_core.evaluation.intervals import CONFIDENCE, Interval, share_interval
-from fbmem_core.labels import BETA, PairSimilarity, Rule, label_generation, matches
+from fbmem_core.labels import BETA, PairSimilarity, label_generation, matches
+from fbmem_core.rules import DEFAULT_RULE, load_rule
 
 Source = Literal["non_memorized", "held_out", "references"]
 # in this order they speak for generations: those of prompts that were declared first, then pictures from elsewhere
@@ -113,7 +114,7 @@ def copy_similarity(
     pairs: Sequence[PairSimilarity],
     *,
     foreground_fraction: float | None,
-    rule: Rule = "per_region",
+    rule: str = DEFAULT_RULE,
     beta: float = BETA,
 ) -> float:
     """The highest threshold at which a picture is labelled a copy, 0 to 1; 0: at none.
@@ -128,9 +129,10 @@ def copy_similarity(
     >>> copy_similarity([pair], foreground_fraction=0.3)
     0.7
     """
-    if rule == "released":
-        decided = [pair for pair in pairs if pair.average is not None]
-        pairs = [max(decided, key=lambda pair: pair.average or 0.0)] if decided else []
+    region = getattr(load_rule(rule), "RANKED_BY", None)
+    if region is not None:  # such a rule looks at one pair alone
+        decided = [pair for pair in pairs if getattr(pair, region) is not None]
+        pairs = sorted(decided, key=lambda pair: (-getattr(pair, region), pair.reference_id))[:1]
     best = 0.0
     for pair in pairs:
         for value in sorted(_similarities(pair), reverse=True):
