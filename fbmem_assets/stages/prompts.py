@@ -60,7 +60,7 @@ def every_prompt_is_read_to_its_end(audit: AuditedCheckpoint) -> Verdict:
 
 @table_check(prompts, severity=dg.AssetCheckSeverity.WARN)
 def every_kind_of_samples_is_there(audit: AuditedCheckpoint) -> Verdict:
-    """Check that each kind for which the audit file sets a number of samples is that of a prompt: it may be misspelt."""
+    """Check that each kind that `samples_by_kind` names is that of a prompt: it may be misspelt."""
     named, kinds = list(audit.config.samples_by_kind), set(audit.read("prompts")["kind"].drop_nulls())
     if not named:
         return Verdict(None, "the audit file names no kind of prompts")
