@@ -44,6 +44,18 @@ def test_a_table_fits_the_terminal_and_loses_nothing(capsys, monkeypatch, column
     assert sum(line.count("x") for line in shown.splitlines()) == 250
 
 
+def test_numbers_are_never_broken_however_narrow_the_terminal(capsys, monkeypatch):
+    names = ["method", *(f"measure_{letter}" for letter in "abcdefgh")]
+    rows = pl.DataFrame([["none", *[0.125] * 8], ["nemo_c", *[1.25] * 8]], schema=names, orient="row")
+    for columns, is_upright in ((160, True), (80, False), (30, False), (24, False)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        show(rows, "table")
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= columns
+        assert sum(line.count("0.125") for line in lines) == sum(line.count("1.25") for line in lines) == 8
+        assert any("measure_a" in line and "measure_b" in line for line in lines) == is_upright
+
+
 def test_times_and_what_json_has_no_type_for_are_text(capsys):
     show(pl.DataFrame({"at": [datetime(2026, 1, 2, tzinfo=UTC)]}), "json")
     assert json.loads(capsys.readouterr().out) == [{"at": "2026-01-02T00:00:00+00:00"}]
