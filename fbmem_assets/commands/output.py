@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Format = Literal["auto", "table", "tsv", "csv", "json", "markdown"]
+_DIGITS = 4  # of real numbers on a terminal
 _MIN_TEXT = 16  # letters to which a column of texts may be narrowed
 format_option = click.option(
     "--format",
@@ -34,9 +35,10 @@ def show(rows: pl.DataFrame, form: Format = "auto", *, piped: Format = "tsv", di
         rows: A table; on a terminal long values are wrapped within their column, elsewhere none is cut.
         form: `auto` is `table` on a terminal and `piped` elsewhere.
         piped: What `auto` means in a pipe.
-        digits: Of real numbers; all of them by default.
+        digits: Of real numbers; by default four on a terminal, elsewhere all of them.
     """
     chosen = form if form != "auto" else "table" if sys.stdout.isatty() else piped
+    digits = _DIGITS if digits is None and chosen == "table" else digits
     cells = [[_plain(value, digits) for value in row] for row in rows.iter_rows()]
     if chosen == "table":
         _print_table(rows.columns, cells)
