@@ -47,6 +47,15 @@ class Store:
         root: Where it lies: a folder, or the path of an object store with the same methods (universal_pathlib).
         local: A folder of this machine for what no object store can hold: memory-mapped planes (`cache/`), locks and
             Dagster's own database. The root itself, unless that is a URL.
+
+    Example:
+        >>> import tempfile
+        >>> store = Store(tempfile.mkdtemp())
+        >>> row = {"stage": "masks", "item": "owl.png", "reason": "its matte is undecided"}
+        >>> store.write("rejected", "my-model-0123", [row])
+        1
+        >>> store.read("rejected", "my-model-0123")["item"].to_list()
+        ['owl.png']
     """
 
     def __init__(self, root: Path | str) -> None:
