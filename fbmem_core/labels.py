@@ -29,6 +29,10 @@ class PairSimilarity:
     both mattes show; `object_similarities` are of the generation's own objects, of these areas (shares of the image),
     `reference_object_similarities` of the reference's. `transform` is the view of the reference that was compared, or
     how it was moved. `average`, of foreground and background, is computed where it is not given.
+
+    Example:
+        >>> PairSimilarity("horse", full=0.4, foreground=0.75, background=0.25).average
+        0.5
     """
 
     reference_id: str
@@ -172,6 +176,19 @@ def label_generation(
     The most severe pair over all references counts, so foreground and background may come from different ones; by a
     rule that names a region in `RANKED_BY` (`released`: the average) the pair of its highest similarity alone. Of
     equally similar references the first by id counts.
+
+    Args:
+        pairs: Similarities to each reference.
+        foreground_fraction: See `label_pair`, as for the others.
+        rule: Name of a rule.
+        tau: Threshold of similarity.
+        beta: Share of the image at or below which a region counts as absent.
+
+    Example:
+        >>> pairs = [PairSimilarity("horse", 0.4, 0.93, 0.1), PairSimilarity("beach", 0.3, 0.2, 0.9)]
+        >>> label = label_generation(pairs, foreground_fraction=0.3)
+        >>> label.label, label.foreground_reference_id, label.background_reference_id
+        ('FM', 'horse', 'beach')
     """
     counted = sorted(pairs, key=lambda pair: pair.reference_id)
     region = getattr(load_rule(rule), "RANKED_BY", None)
