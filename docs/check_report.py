@@ -97,7 +97,7 @@ def take_pictures(report: Path, folder: Path, *, chromium: str = "chromium") -> 
             file, shot = Path(profile) / "page.html", Path(profile) / "shot.png"
             file.write_text(content, "utf-8")
             _run(chromium, profile, "--hide-scrollbars", f"--window-size={size}", f"--screenshot={shot}", file.as_uri())
-            Image.open(shot).convert("RGB").save(folder / name, quality=70, method=6)
+            Image.open(shot).convert("RGB").save(folder / name, quality=60, method=6)
     return [folder / name for name in views]
 
 

@@ -24,6 +24,7 @@ from fbmem_assets.commands.report import report
 from fbmem_assets.commands.review import review
 from fbmem_assets.commands.score import score
 from fbmem_assets.commands.sql import sql
+from fbmem_assets.commands.validate import validate
 from fbmem_assets.commands.verify import reproduce, verify
 from fbmem_assets.orchestration.resources import store_option
 from fbmem_core.errors import FbmemError
@@ -68,19 +69,27 @@ def register(file: Path, store: str) -> None:
     click.echo(register_audit(file, Store(store), instance))
 
 
-main.add_command(audit)
-main.add_command(sql)
-main.add_command(report)
-main.add_command(verify)
-main.add_command(reproduce)
-main.add_command(review)
-main.add_command(score)
-main.add_command(canary)
-main.add_command(neurons)
-main.add_command(deactivate)
-main.add_command(mitigations)
-main.add_command(pack)
-main.add_command(fetch)
+# one line each that `--help` never cuts
+_SUMMARIES = {
+    audit: "Audit a checkpoint, from prompts to the report.",
+    report: "Write the report of an audit: one HTML file.",
+    sql: "Ask the tables of a store in SQL.",
+    verify: "Check hashes, labels and a sample of similarities.",
+    reproduce: "Make one image of an audit again and compare it.",
+    review: "Give verdicts on findings, in a browser or by CSV.",
+    score: "Label folders of images; no model is needed.",
+    validate: "Compare labels by people with fbmem's.",
+    mitigations: "Print an audit's mitigations as Markdown.",
+    neurons: "Write the neuron sets that an audit found.",
+    deactivate: "Copy a model with value neurons switched off.",
+    register: "Make a checkpoint a partition of the Dagster UI.",
+    pack: "Write a published prompt set as an audit's files.",
+    fetch: "Fetch the pictures that a pack lists.",
+    canary: "Models that were made to memorize known pictures.",
+}
+for command, summary in _SUMMARIES.items():
+    command.short_help = summary
+    main.add_command(command)
 
 
 if __name__ == "__main__":

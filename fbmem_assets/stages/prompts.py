@@ -58,6 +58,18 @@ def every_prompt_is_read_to_its_end(audit: AuditedCheckpoint) -> Verdict:
     return Verdict(not cut, sentence, facts)
 
 
+@table_check(prompts, severity=dg.AssetCheckSeverity.WARN)
+def every_kind_of_samples_is_there(audit: AuditedCheckpoint) -> Verdict:
+    """Check that each kind that `samples_by_kind` names is that of a prompt: it may be misspelt."""
+    named, kinds = list(audit.config.samples_by_kind), set(audit.read("prompts")["kind"].drop_nulls())
+    if not named:
+        return Verdict(None, "the audit file names no kind of prompts")
+    missing = [name for name in named if name not in kinds]
+    there = ", ".join(sorted(kinds)) or "none"
+    sentence = f"samples_by_kind names {', '.join(missing)}, which no prompt has; kinds of the prompts: {there}"
+    return Verdict(not missing, sentence if missing else f"all {len(named)} kinds of samples_by_kind have prompts")
+
+
 @table_asset(table="reference_images", stage=STAGE)
 def reference_images(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per thing in the reference set: ok, missing, unreadable, placeholder, duplicate or unlisted."""

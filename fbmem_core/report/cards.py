@@ -35,7 +35,7 @@ def cards_of(evidence: Evidence, panels: Panels | None) -> list[Row]:
             "generation": panels.generation(best), "reference": panels.reference(best["reference_path"]),
         }  # fmt: skip
     for card in cards:
-        _add_details(card, panels)
+        _add_details(card, panels, evidence.places.get(card["prompt_id"], []))
     for card in cards:
         for image in card["seeds"]:
             image["picture"] = panels.generation(image, side=THUMBNAIL)
@@ -66,7 +66,7 @@ def _facts(row: Row, evidence: Evidence) -> Row:
     }  # fmt: skip
 
 
-def _add_details(card: Row, panels: Panels) -> None:
+def _add_details(card: Row, panels: Panels, places: list[Row]) -> None:
     best = card["best"]
     card["pictures"] |= {
         "difference": panels.difference(best),
@@ -76,7 +76,8 @@ def _add_details(card: Row, panels: Panels) -> None:
         "reference_background": panels.reference_background(best),
         "as_compared": panels.as_compared(best),
     }
-    card["pictures"]["copies"], card["places"] = panels.copies(best)
+    kept = panels.file(places[0]["map_path"]) if places else None
+    card["pictures"]["copies"], card["places"] = (kept, places) if kept is not None else panels.copies(best)
     if len(card["reference_counts"]) > 1:
         paths = {image["reference_id"]: image["reference_path"] for image in card["seeds"]}
         names = [name for name, _ in card["reference_counts"] if name in paths]

@@ -14,6 +14,7 @@ from fbmem_core.errors import InputError
 from fbmem_core.labels import SEVERITY
 from fbmem_core.report.elicitation import elicitations
 from fbmem_core.report.headline import headline
+from fbmem_core.report.measured import controls, copied_places
 from fbmem_core.report.mitigated import mitigation_grid, pareto
 from fbmem_core.report.settings_table import differing_settings
 from fbmem_core.store.tables import Store
@@ -46,6 +47,8 @@ class Evidence:
         rejected: What the stages left out.
         similarities: By label, how similar the images are.
         thresholds: Labels by threshold.
+        controls: What pictures that copy nothing come to, by kind: rows of the table `thresholds`.
+        places: By prompt_id, the copied regions of its best image.
         checks: Rows of `checks`.
         records: Rows of `records`, in the order in which they began.
         reviews: Rows of `reviews`.
@@ -71,6 +74,8 @@ class Evidence:
     rejected: list[Row]
     similarities: dict[str, list[float]]
     thresholds: list[Row]
+    controls: list[Row]
+    places: dict[str, list[Row]]
     checks: list[Row]
     records: list[Row]
     reviews: list[Row]
@@ -146,6 +151,8 @@ def gather(store: Store, checkpoint: str, *, compare: str | None = None, mitigat
             rejected=rejected[:_MAX_ROWS],
             similarities=_similarities(db, checkpoint),
             thresholds=_thresholds(db, checkpoint, audits[0]),
+            controls=controls(db, checkpoint),
+            places=copied_places(db, checkpoint, [_best(row, images) for row in copied[:_MAX_ROWS]]),
             checks=_rows(db, "SELECT * FROM checks WHERE checkpoint = ? ORDER BY checked_at", checkpoint),
             records=_rows(db, "SELECT * FROM records WHERE checkpoint = ? ORDER BY started_at", checkpoint),
             reviews=_rows(db, "SELECT * FROM reviews WHERE checkpoint = ? ORDER BY prompt_id, reviewer", checkpoint),

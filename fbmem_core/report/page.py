@@ -130,6 +130,7 @@ def _template(name: str) -> Template:
     )
     environment.filters |= {
         "percent": _percent,
+        "small": _small,
         "number": _number,
         "duration": _duration,
         "name_of_source": _name_of_source,
@@ -237,6 +238,10 @@ def _name_of_source(source: str) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
+
+
+def _small(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -39,6 +39,10 @@ class Panels:
         """The image of a row of `findings`."""
         return self._uri(self._open(row["path"]), side)
 
+    def file(self, path: str | None, *, side: int = SIDE) -> str | None:
+        """A picture below the store."""
+        return self._uri(self._open(path), side)
+
     def reference(self, path: str | None, *, side: int = SIDE) -> str | None:
         """A reference by the path of its file."""
         return self._uri(_reference(path), side)

@@ -140,7 +140,9 @@ class Store:
             except _BROKEN as error:
                 cure = f"Remove it and materialize `{table}` again."
                 raise InputError("a readable Parquet file", f"{error}", where=path, cure=cure) from None
-        return pl.concat([pl.DataFrame(pl.from_arrow(rows)) for rows in parts]).sort(spec.key)
+        frames = [pl.DataFrame(pl.from_arrow(rows)) for rows in parts]
+        # a column that an older version did not write is null, one that is no longer written is left out
+        return pl.concat(frames, how="diagonal").select(spec.schema.names).sort(spec.key)
 
     def partitions(self, table: str) -> list[str]:
         """The partitions of which a table holds anything, sorted."""

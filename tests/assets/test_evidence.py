@@ -264,3 +264,12 @@ def test_a_truth_file_as_documented_has_its_share_beside_the_labels(whole_tiny, 
     [row] = label_table(audit).filter(masking=first.masking[0], rule=first.rule[0]).to_dicts()
     assert (row["kind"], row["true_label"]) == ("animals", "NM")
     assert row["true_share"] == row["NM"] / 4
+
+
+def test_a_misspelt_kind_of_samples_is_said(tiny_audit, fbmem, tmp_path):
+    audit = yaml.safe_load(tiny_audit.read_text()) | {"samples_by_kind": {"verbatm": 20}}
+    file = tiny_audit.with_name("misspelt.yaml")
+    file.write_text(yaml.safe_dump(audit))
+    run = fbmem("audit", file, "--store", tmp_path / "store", "--until", "prompts")
+    assert run.exit_code == 0
+    assert "warning: every_kind_of_samples_is_there: samples_by_kind names verbatm, which no prompt has" in run.stderr
