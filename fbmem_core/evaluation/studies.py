@@ -138,9 +138,7 @@ def cluster_agreement(
         return float(adjusted_rand_score(family[is_drawn], cluster[is_drawn]))
 
     value, low, high = _over_groups(index, groups, seed, num_resamples=200)
-    sentence = (
-        f"Of {subject}, clusters agree with what prompts are about: {value:.2f} {span(low, high)} (Rand index)."
-    )
+    sentence = f"Of {subject}, clusters agree with what prompts are about: {value:.2f} {span(low, high)} (Rand index)."
     return Finding("domains", subject, "Rand index", value, low, high, len(groups), sentence)
 
 
