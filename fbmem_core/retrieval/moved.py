@@ -24,11 +24,6 @@ from fbmem_core.similarity.masked import Background, Object, Shared
 from fbmem_core.similarity.ms_ssim import SCALE_WEIGHTS, Similarity
 from fbmem_core.similarity.objects import MIN_AREA, objects
 
-SEARCHED: dict[Alignment, str] = {
-    "none": "in place",
-    "fast": "in place, mirrored, shifted by up to 12 % of the side",
-    "thorough": "in place, mirrored, shifted, cropped, scaled and turned as far as keypoints find it",
-}
 _SIDE = 32  # px, of the small pictures
 _REACH = 4  # px, by which they are shifted at most
 _SHIFTS = range(0, 2 * _REACH + 1, 2)
@@ -52,7 +47,7 @@ class MovedCopies:
 
     Args:
         references: The images; all views of one image may be found.
-        alignment: `none`, `fast` or `thorough`; see `SEARCHED`.
+        alignment: `none`, `fast` or `thorough`; see `similarity.SEARCHED`.
     """
 
     def __init__(self, references: ImageSet, alignment: Alignment) -> None:
@@ -163,7 +158,9 @@ def pair_after(
     view = references.view(column)
     words = f"{view}, {transform}" if view == CENTER_CROP else str(transform)
     if not (generations.decided[row] and references.decided[column]):
-        return PairSimilarity(references.ids[column], full, None, None, transform=words)
+        return PairSimilarity(
+            references.ids[column], full, None, None, transform=words, transform_matrix=transform.numbers
+        )
     alpha_x = generations.alphas[row]
     alpha_y = np.where(covered, transform.apply(np.asarray(references.alphas[column])), 0).astype(np.uint8)
     clear_x, clear_y = alpha_x < _CLEAR, (alpha_y < _CLEAR) & covered
@@ -190,6 +187,7 @@ def pair_after(
         _similar(Background(_MIN_COVERED / 2), pair, clear_x, clear_y) if shows_background else None,
         common_foreground=max(common, default=None),
         transform=words,
+        transform_matrix=transform.numbers,
         **facts,
     )
 
@@ -220,8 +218,9 @@ def _similar(
 
 
 def _best(pairs: list[PairSimilarity]) -> list[PairSimilarity]:
-    """Of each reference the transforms after which a region is the most similar."""
-    chosen = []
+    """Of each reference the transforms after which a region is the most similar; each in other words."""
+    pairs = list({(pair.reference_id, pair.transform): pair for pair in sorted(pairs, key=lambda p: p.full)}.values())
+    chosen: list[PairSimilarity] = []
     for name in dict.fromkeys(pair.reference_id for pair in pairs):
         of_reference = [pair for pair in pairs if pair.reference_id == name]
         for region in ("full", "foreground", "background"):

@@ -22,6 +22,7 @@ from fbmem_core.retrieval.bounds import COARSEST, PARTS, PairBounds
 from fbmem_core.retrieval.image_sets import WHOLE, ImageSet
 from fbmem_core.retrieval.planes import Planes
 from fbmem_core.retrieval.settings import FLOOR_BELOW_TAU
+from fbmem_core.retrieval.undecided import undecided_regions
 from fbmem_core.similarity import REGIONS, Masking
 
 FLOOR = TAU - FLOOR_BELOW_TAU
@@ -246,6 +247,7 @@ def _pairs(table: PairBounds, chosen: Tensor) -> Iterator[list[PairSimilarity]]:
     for part in PARTS:
         table.advance(part, chosen)
     values = [table.bound(region) for region in REGIONS]
+    undecided = undecided_regions(table.generations) if bool(chosen.any()) else [()] * table.shape[0]
     for row in range(table.shape[0]):
         columns = chosen[row].nonzero()[:, 0]
         of_row = [value[row, columns].tolist() for value in values]
@@ -253,7 +255,7 @@ def _pairs(table: PairBounds, chosen: Tensor) -> Iterator[list[PairSimilarity]]:
             PairSimilarity(
                 table.references.images.ids[column], full, _defined(foreground), _defined(background),
                 average=_defined(average), transform=table.references.images.view(column),
-                **_object_facts(table, row, column),
+                undecided_regions=undecided[row], **_object_facts(table, row, column),
             )
             for column, full, foreground, background, average in zip(columns.tolist(), *of_row, strict=True)
         ]  # fmt: skip

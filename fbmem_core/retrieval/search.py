@@ -11,7 +11,7 @@ from fbmem_core.retrieval.moved import MovedCopies
 from fbmem_core.retrieval.neighbors import Neighbor, nearest_pairs
 from fbmem_core.retrieval.planes import Planes
 from fbmem_core.retrieval.settings import SimilarityConfig
-from fbmem_core.similarity import REGIONS
+from fbmem_core.similarity import REGIONS, SEARCHED, Alignment, Masking
 
 
 def search(
@@ -35,7 +35,22 @@ def search(
     finished = [any(pair.full >= settings.tau for pair in pairs) for _, _, pairs in in_place]
     after = [[] for _ in in_place] if moved is None else list(moved(generations, finished))
     for (name, neighbors, pairs), transformed in zip(in_place, after, strict=True):
-        yield name, merged(neighbors, transformed, floor=settings.lowest), [*pairs, *transformed]
+        undecided = pairs[0].undecided_regions if pairs else ()
+        moved_pairs = [replace(pair, undecided_regions=undecided) for pair in transformed]
+        yield name, merged(neighbors, moved_pairs, floor=settings.lowest), [*pairs, *moved_pairs]
+
+
+def searched(settings: SimilarityConfig, masking: Masking) -> str:
+    """What was searched, in words: where copies were looked for, and among which references.
+
+    >>> searched(SimilarityConfig(), "composite")
+    'in place'
+    """
+    alignment: Alignment = settings.alignment if masking == "masked" else "none"
+    where = SEARCHED[alignment]
+    if settings.prefilter == "none":
+        return where
+    return f"{where}, among {settings.num_candidates} references an image chosen by {settings.prefilter}"
 
 
 def merged(neighbors: Sequence[Neighbor], pairs: Sequence[PairSimilarity], *, floor: float) -> list[Neighbor]:

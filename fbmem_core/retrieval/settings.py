@@ -42,6 +42,11 @@ class SimilarityConfig(Section):
         """The floor: every reference of at least this similarity is found. tau - 0.2 unless the file says otherwise."""
         return max(self.tau - FLOOR_BELOW_TAU, 0.0) if self.floor is None else self.floor
 
+    @property
+    def list_from(self) -> float:
+        """From this similarity on a pair is shown with what it copies: the floor, with floor 0 the usual one."""
+        return self.lowest or max(self.tau - FLOOR_BELOW_TAU, 0.0)
+
     @field_validator("descriptor_weights")
     @classmethod
     def _weights_are_those_of_a_prefilter(cls, weights: Path | None, info: ValidationInfo) -> Path | None:

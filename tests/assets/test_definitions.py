@@ -17,6 +17,7 @@ GRAPH = {
     "similarities": {"neighbors"},
     "labels": {"similarities"},
     "one_to_many": {"similarities"},
+    "copied_regions": {"similarities"},
     "seed_agreement": {"prompt_set", "generation_masks", "labels"},
     "prompt_clusters": {"prompt_set"},
     "activation_statistics": {"labels"},
@@ -33,6 +34,7 @@ GRAPH = {
     "mitigated_similarities": {"mitigated_neighbors"},
     "mitigated_labels": {"mitigated_similarities"},
     "mitigated_one_to_many": {"mitigated_similarities"},
+    "mitigated_copied_regions": {"mitigated_similarities"},
     "attacks": {"labels", "mitigated_labels", "reference_masks"},
     "mitigation_scores": {"labels", "mitigated_labels"},
     "image_quality": {"mitigation_scores", "labels", "mitigated_labels"},
@@ -44,6 +46,8 @@ GRAPH = {
     "policy": {"labels", "reference_images"},
     "report": {
         "one_to_many",
+        "copied_regions",
+        "mitigated_copied_regions",
         "seed_agreement",
         "cluster_neuron_sets",
         "cluster_sensitivity",
@@ -62,6 +66,8 @@ GRAPH = {
     "warehouse": {
         "report",
         "one_to_many",
+        "copied_regions",
+        "mitigated_copied_regions",
         "seed_agreement",
         "cluster_neuron_sets",
         "cluster_sensitivity",
@@ -114,7 +120,7 @@ def test_every_stage_that_counts_rows_has_a_check():
     checked = {check.asset_key.to_user_string() for checks in defs.asset_checks for check in checks.check_keys}
     assert checked == {
         "prompt_set", "reference_images", "generations", "generation_masks", "reference_masks", "neighbors",
-        "similarities", "labels", "detectors",
+        "similarities", "labels", "copied_regions", "mitigated_copied_regions", "detectors",
         "one_to_many", "seed_agreement", "neuron_sets", "cluster_neuron_sets", "mitigated_generations",
         "mitigated_generation_masks", "mitigated_neighbors", "mitigated_similarities", "mitigated_labels",
         "mitigation_scores", "memorization_rates",
