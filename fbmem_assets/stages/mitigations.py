@@ -9,8 +9,8 @@ from fbmem_assets.orchestration.checks import Verdict, all_there, table_check
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import WHOLE, Part
 from fbmem_assets.orchestration.tables import markdown_table, table_asset
-from fbmem_assets.stages import generations as generations_stage
 from fbmem_assets.stages import copied_regions as copied_regions_stage
+from fbmem_assets.stages import generations as generations_stage
 from fbmem_assets.stages import labels as labels_stage
 from fbmem_assets.stages import masks as masks_stage
 from fbmem_assets.stages import neighbors as neighbors_stage

@@ -133,7 +133,7 @@ def _highest(middle: torch.Tensor, shown: torch.Tensor) -> tuple[torch.Tensor, t
 def _small(image: np.ndarray, scale: float) -> np.ndarray:
     """float32 [32, 32], grey, of a picture shown `scale` times larger about its middle."""
     picture = grey(image)
-    source = picture if scale == 1.0 else shifted(0, 0, scale=scale).apply(picture)
+    source = picture if scale == 1.0 else shifted(0.0, 0.0, scale=scale).apply(picture)
     return cv2.resize(source, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 

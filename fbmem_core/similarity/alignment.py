@@ -48,7 +48,7 @@ class Transform:
 
         The determinant of a mirrored one is negative.
 
-        >>> shifted(0.25, 0, mirrored=True).numbers
+        >>> shifted(0.25, 0.0, mirrored=True).numbers
         (-1.0, 0.0, 1.25, 0.0, 1.0, 0.0)
         """
         matrix = _mirror(self.matrix) if self.mirrored else self.matrix
