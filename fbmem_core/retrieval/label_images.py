@@ -163,12 +163,12 @@ class _Comparison:
 
     def add(self, block: ImageSet) -> None:
         """Compare some generated images with all references."""
-        fractions, settings = _fractions(block), self._settings
+        fractions, settings = block.foreground_fractions, self._settings
         for row, (name, nearest, pairs) in enumerate(search(block, self._planes, settings, moved=self._moved)):
             self.neighbors += _neighbor_rows(name, nearest)
             label = label_generation(
                 pairs,
-                foreground_fraction=fractions[name],
+                foreground_fraction=fractions[row],
                 rule=settings.rule[0],
                 tau=settings.tau,
                 beta=settings.beta,
@@ -282,13 +282,6 @@ def _nearest_by_sscd(
             if similarity >= -1.5:  # else undecided
                 row = {"generation": name, "region": region, "reference": names[reference]}
                 yield {**row, "similarity": similarity, "network": network.name}
-
-
-def _fractions(images: ImageSet) -> dict[str, float | None]:
-    return {
-        name: float((images.alphas[row] >= 128).mean()) if images.decided[row] else None
-        for row, name in enumerate(images.ids)
-    }
 
 
 def _neighbor_rows(name: str, nearest: list[Neighbor]) -> Iterator[dict[str, Any]]:
