@@ -26,7 +26,7 @@ from fbmem_core.similarity.objects import MIN_AREA, objects
 
 _SIDE = 32  # px, of the small pictures
 _REACH = 4  # px, by which they are shifted at most
-_SHIFTS = range(0, 2 * _REACH + 1, 2)
+_SHIFTS = range(2 * _REACH + 1)  # every pixel: fine textures are lost between two
 _CHUNK = 512  # references that are compared at once
 _MIN_CORRELATION = 0.65
 _NUM_CANDIDATES = 3
