@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
-Label = Literal["VM", "FM", "BM", "NM"]
-Rule = Literal["paper", "released", "per_region"]
+from fbmem_core.rules import DEFAULT_RULE, Case, Label, load_rule
+
 # arXiv 2508.12148: the threshold of similarity, and the share of area at or below which a region counts as absent
 TAU = 0.8
 BETA = 0.03
@@ -62,7 +61,7 @@ class PairSimilarity:
         return _area(self.object_areas, self.object_similarities, -1.0, tau)
 
     def shows_object(self, tau: float, beta: float) -> bool:
-        """Whether copied objects of the generation, or of the reference, have more than `beta` of the area."""
+        """True if copied objects of the generation, or of the reference, have more than `beta` of the area."""
         theirs = _area(self.reference_object_areas, self.reference_object_similarities, tau, math.inf)
         return max(self.copied_area(tau), theirs) > beta
 
@@ -91,7 +90,7 @@ class GenerationLabel:
 
 @dataclass(frozen=True)
 class CopiedRegions:
-    """Which regions of a generation a pair shows to be copied; None: undecided. `whole`: all that it has."""
+    """Regions of a generation that a pair shows to be copied; None: undecided. `whole`: all that it has."""
 
     foreground: bool | None
     background: bool | None
@@ -139,7 +138,7 @@ def label_pair(
     pair: PairSimilarity,
     *,
     foreground_fraction: float | None,
-    rule: Rule = "per_region",
+    rule: str = DEFAULT_RULE,
     tau: float = TAU,
     beta: float = BETA,
 ) -> Label | None:
@@ -148,8 +147,9 @@ def label_pair(
     Args:
         pair: Its similarities.
         foreground_fraction: Share of the generation that is foreground; None when its matte is undecided.
-        rule: `per_region` is VM if every region that the generation has is copied, whatever the full image says: see
-            `copied_regions`. `paper` tests the full image first, `released` never does.
+        rule: Name of a file of `fbmem_core/rules/`. `per_region` is VM if every region that the generation has is
+            copied, whatever the full image says: see `copied_regions`. `paper` tests the full image first, `released`
+            never does.
         tau: From this similarity on, a region counts as copied.
         beta: A region of at most this share of the image counts as absent.
 
@@ -161,38 +161,34 @@ def label_pair(
     'FM'
     """
     copied = copied_regions(pair, foreground_fraction=foreground_fraction, tau=tau, beta=beta)
-    if (rule == "per_region" and copied.whole) or (rule == "paper" and pair.full >= tau):
-        return "VM"
-    if foreground_fraction is None:
-        return None
-    if rule == "per_region":
-        return _label(bool(copied.foreground), bool(copied.background), both="FM")
-    foreground = foreground_fraction > beta and _reaches(pair.foreground, tau)
-    background = foreground_fraction < 1 - beta and _reaches(pair.background, tau)
-    if rule == "released" and background and foreground_fraction <= beta:
-        return "VM"  # the authors' code: without a foreground the average is that of the background
-    return _label(foreground, background, both="VM")
+    case = Case(
+        pair.full, pair.foreground, pair.background, copied.foreground, copied.background, copied.whole,
+        foreground_fraction, tau, beta,
+    )  # fmt: skip
+    return load_rule(rule).label(case)
 
 
 def label_generation(
     pairs: Iterable[PairSimilarity],
     *,
     foreground_fraction: float | None,
-    rule: Rule = "per_region",
+    rule: str = DEFAULT_RULE,
     tau: float = TAU,
     beta: float = BETA,
 ) -> GenerationLabel:
     """The label of a generation over all its pairs; see `label_pair` for the arguments.
 
-    Rules `per_region` and `paper`: the most severe pair over all references, so foreground and background may come from
-    different ones. Rule `released`: the pair of highest average similarity alone. Of equally similar references the
-    first by id counts. A generation whose regions all show nothing has no label unless a whole image decides.
+    The most severe pair over all references counts, so foreground and background may come from different ones; by a
+    rule that names a region in `RANKED_BY` (`released`: the average) the pair of its highest similarity alone. Of
+    equally similar references the first by id counts. A generation whose regions all show nothing has no label unless a
+    whole image decides.
     """
     counted = sorted(pairs, key=lambda pair: pair.reference_id)
     undecided = _undecided(counted, foreground_fraction, beta)
-    if rule == "released":
-        decided = [pair for pair in counted if pair.average is not None]
-        counted = [max(decided, key=lambda pair: pair.average or 0.0)] if decided else []
+    region = getattr(load_rule(rule), "RANKED_BY", None)
+    if region is not None:
+        decided = [pair for pair in counted if getattr(pair, region) is not None]
+        counted = [max(decided, key=lambda pair: getattr(pair, region))] if decided else []
     labels = [
         label_pair(pair, foreground_fraction=foreground_fraction, rule=rule, tau=tau, beta=beta) for pair in counted
     ]
@@ -241,7 +237,7 @@ def _present(foreground_fraction: float, beta: float) -> tuple[str, ...]:
 
 
 def _undecided(pairs: list[PairSimilarity], foreground_fraction: float | None, beta: float) -> tuple[str, ...]:
-    """Of which parts of a generation nothing can be said."""
+    """Parts of a generation of which nothing can be said."""
     if foreground_fraction is None:
         return (_MATTE,)
     plain = pairs[0].undecided_regions if pairs else ()
@@ -249,16 +245,8 @@ def _undecided(pairs: list[PairSimilarity], foreground_fraction: float | None, b
 
 
 def _is_copied(pairs: list[PairSimilarity], region: str, undecided: tuple[str, ...]) -> bool | None:
-    """Whether there are pairs that show it; None where nothing can be said."""
+    """True if pairs show that a region is copied; None where nothing can be said."""
     return True if pairs else (None if {region, _MATTE} & set(undecided) else False)
-
-
-def _label(foreground: bool, background: bool, *, both: Label) -> Label:
-    if foreground and background:
-        return both
-    if foreground:
-        return "FM"
-    return "BM" if background else "NM"
 
 
 def _area(areas: tuple[float, ...], similarities: tuple[float | None, ...], low: float, high: float) -> float:

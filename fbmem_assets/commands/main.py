@@ -1,6 +1,7 @@
-"""The command line: `fbmem audit`, `register`, `score`, `neurons`, `deactivate`, `sql`, `canary`.
+"""The command line, `fbmem`; `fbmem --help` lists its commands, one file each beside this one.
 
-Exit status 0 done, 2 bad input (one line, no traceback), 1 failed.
+Exit status 0 done, 1 failed, 130 stopped; an error of fbmem's own is one line and the status of its class
+(`fbmem_core.errors`, 2 for bad input). `fbmem audit` and `fbmem verify` have more of their own: docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import click
 
-from fbmem_assets.commands.audit import BAD_INPUT, DEFAULT_AUDIT, audit
+from fbmem_assets.commands.audit import DEFAULT_AUDIT, audit
 from fbmem_assets.commands.canary import canary
 from fbmem_assets.commands.instance import open_instance
 from fbmem_assets.commands.mitigations import mitigations
@@ -38,7 +39,7 @@ class _Command(click.Group):
             return super().invoke(ctx)
         except FbmemError as error:
             click.echo(f"fbmem: {error}", err=True)
-            ctx.exit(BAD_INPUT)
+            ctx.exit(error.exit_status)
 
 
 _file_argument = click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_AUDIT)

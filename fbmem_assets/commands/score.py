@@ -13,7 +13,7 @@ from fbmem_assets.commands.output import show
 from fbmem_assets.orchestration.progress import Progress
 from fbmem_core.audit.file import parse_similarity
 from fbmem_core.errors import InputError
-from fbmem_core.labels import Rule
+from fbmem_core.rules import DEFAULT_RULE, rule_names
 from fbmem_core.similarity import Alignment, Masking
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _MAX_NAMED = 20  # rejected files that the terminal lists; all stand in the tabl
 )
 @click.option("--sscd", type=click.Path(path_type=Path), help="TorchScript file: nearest references by SSCD too.")
 @click.option("--masking", type=click.Choice(get_args(Masking)), default="masked", show_default=True)
-@click.option("--rule", type=click.Choice(get_args(Rule)), default="per_region", show_default=True)
+@click.option("--rule", type=click.Choice(rule_names()), default=DEFAULT_RULE, show_default=True)
 @click.option(
     "--alignment",
     type=click.Choice(get_args(Alignment)),
@@ -145,7 +145,7 @@ def _print(scores: Scores, out: Path) -> None:
 
 
 def search_lines(labels: pl.DataFrame) -> Iterator[str]:
-    """What is undecided among labels, and what was searched: said wherever they are counted."""
+    """Lines on what is undecided among labels and on what was searched: said wherever labels are counted."""
     regions = labels["undecided"].drop_nulls().value_counts(sort=True).sort("undecided").rows()
     if regions:
         counts = ", ".join(f"{part} {count}" for part, count in regions)

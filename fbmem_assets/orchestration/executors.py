@@ -63,8 +63,8 @@ def choose_executor() -> dg.ExecutorDefinition:
     except ImportError as error:
         cure = f"pip install 'fbmem[{name}]'"
         raise InputError(f"the package of the executor {name}", error, where=EXECUTOR_VARIABLE, cure=cure) from None
-    known = "in_process, multiprocess, k8s or celery"
-    raise InputError(known, f"`{name}`", where=EXECUTOR_VARIABLE, cure="Name one of them.")
+    executors = "in_process, multiprocess, k8s or celery"
+    raise InputError(executors, f"`{name}`", where=EXECUTOR_VARIABLE, cure="Name one of them.")
 
 
 def _name() -> str:

@@ -44,15 +44,16 @@ def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.M
     audit.keep_shards("seed_agreement", shards)  # first, so that a stopped run leaves no prompt twice
     tiles: list[tuple[str, Any]] = []
     for name, rows in track(context, missing.items(), what="comparing seeds", total=len(missing)):
-        found, num_seeds = _agreement(audit, rows)
+        agreement, num_seeds = _agreement(audit, rows)
         prompt_id = rows["prompt_id"][0]
         row = {
-            "prompt_id": prompt_id, "inside": found.inside, "outside": found.outside,
-            "predicted_label": predict_label(found, threshold=audit.config.agreement.threshold), "num_seeds": num_seeds,
+            "prompt_id": prompt_id, "inside": agreement.inside, "outside": agreement.outside,
+            "predicted_label": predict_label(agreement, threshold=audit.config.agreement.threshold),
+            "num_seeds": num_seeds,
         }  # fmt: skip
         audit.write("seed_agreement", [row], shard=name)
         if len(tiles) < _SHEET_TILES:
-            tiles.append((prompt_id, _map_picture(found.agreement_map)))
+            tiles.append((prompt_id, _map_picture(agreement.agreement_map)))
     table = audit.read("seed_agreement")
     judged = _judged(audit)
     maps = {"maps": picture(contact_sheet(tiles, columns=12), "agreement: dark none, bright full")} if tiles else {}
@@ -71,11 +72,11 @@ def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.M
 @table_check(seed_agreement, severity=dg.AssetCheckSeverity.WARN)
 def seed_agreement_tells_memorized_prompts(audit: AuditedCheckpoint) -> Verdict:
     """Against the labels, the area under the ROC curve of `memorized or not` is at least 0.9."""
-    found = areas(_judged(audit))
-    auc = found["memorized"]
+    values = areas(_judged(audit))
+    auc = values["memorized"]
     if auc is None:
         return Verdict(None, "all prompts are memorized, or none is")
-    facts = {name: "undefined" if value is None else value for name, value in found.items()}
+    facts = {name: "undefined" if value is None else value for name, value in values.items()}
     return Verdict(auc >= _MIN_AUC, f"area under the ROC curve {auc:.3f}, at least {_MIN_AUC} wanted", facts)
 
 
@@ -83,10 +84,10 @@ def areas(judged: pl.DataFrame) -> dict[str, float | None]:
     """Area under the ROC curve against the labels: memorized, foreground (VM, FM), background (VM, BM) or not."""
     from sklearn.metrics import roc_auc_score
 
-    found: dict[str, float | None] = {}
+    values: dict[str, float | None] = {}
     for name, (truth, score) in _questions(judged).items():
-        found[name] = float(roc_auc_score(truth, score)) if len(set(truth)) == 2 else None
-    return found
+        values[name] = float(roc_auc_score(truth, score)) if len(set(truth)) == 2 else None
+    return values
 
 
 def _shards(audit: AuditedCheckpoint) -> dict[str, pl.DataFrame]:
@@ -102,13 +103,13 @@ def _shards(audit: AuditedCheckpoint) -> dict[str, pl.DataFrame]:
         .alias("matte")
     )
     for rows in generations.drop_nulls("matte").partition_by("prompt_id", maintain_order=True):
-        some = rows.head(audit.config.agreement.num_seeds).with_columns(
+        chosen = rows.head(audit.config.agreement.num_seeds).with_columns(
             pl.lit(texts[rows["prompt_id"][0]]).alias("prompt")
         )
-        if len(some) >= 2:
+        if len(chosen) >= 2:
             settings = audit.config.agreement.model_dump()
-            facts = some.select("prompt_id", "prompt", "seed", "matte").rows()
-            shards[digest(_VERSION, audit.checkpoint.fingerprint, sampling, settings, facts)] = some
+            facts = chosen.select("prompt_id", "prompt", "seed", "matte").rows()
+            shards[digest(_VERSION, audit.checkpoint.fingerprint, sampling, settings, facts)] = chosen
     return shards
 
 

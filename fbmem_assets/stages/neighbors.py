@@ -14,6 +14,7 @@ from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import Part
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
 from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint, ImageKey
+from fbmem_core.rules import ranking_regions
 from fbmem_core.similarity import REGIONS
 from fbmem_core.store.locks import held
 from fbmem_core.store.tables import digest
@@ -62,11 +63,11 @@ def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinitio
 
     @table_check(asset)
     def every_generation_has_neighbors(audit: AuditedCheckpoint) -> Verdict:
-        """Every generation has its nearest references by the whole image, for every masking."""
+        """Check that every generation has its nearest references by the whole image, for every masking."""
         nearest = audit.read("neighbors", arm).filter((pl.col("region") == "full") & (pl.col("rank") == 1))
         num_regions = len(arm.maskings(audit.config))
         expected = len(audit.read("generations", arm)) * num_regions
-        return all_there("images and maskings with a nearest reference", expected=expected, found=len(nearest))
+        return all_there("images and maskings with a nearest reference", expected=expected, present=len(nearest))
 
     return asset, every_generation_has_neighbors
 
@@ -83,10 +84,10 @@ def compare_missing(
 
     audit = store.open(context.partition_key)
     settings = audit.config.similarity
-    every = _shards(audit, arm)
+    rows_of_shard = _shards(audit, arm)
     for table in ("neighbors", "similarities"):  # first, so that a stopped run leaves no prompt twice
-        audit.keep_shards(table, every, among=f"{arm.shard}*")
-    shards = dict(part.of(list(every.items())))
+        audit.keep_shards(table, rows_of_shard, among=f"{arm.shard}*")
+    shards = dict(part.of(list(rows_of_shard.items())))
     whole = audit.shards("neighbors", shards, report=context.log.warning)
     whole = audit.shards("similarities", whole, report=context.log.warning)
     missing = {shard: rows for shard, rows in shards.items() if shard not in whole}
@@ -99,18 +100,20 @@ def compare_missing(
     for block in track(context, list(_blocks(missing)), what="comparing"):
         images = generation_set(audit, pl.concat(rows for _, rows in block))
         candidates = None if prefilter is None else prefilter.candidates(images)
-        found: dict[str, list[dict[str, Any]]] = {}
+        neighbors: dict[str, list[dict[str, Any]]] = {}
         scored: dict[str, list[dict[str, Any]]] = {}
         for masking, planes in references.items():
             for image_id, nearest, pairs in search(
                 images, planes, settings, moved=moved.get(masking), candidates=candidates
             ):
-                found.setdefault(image_id, []).extend({"masking": masking, **asdict(neighbor)} for neighbor in nearest)
+                neighbors.setdefault(image_id, []).extend(
+                    {"masking": masking, **asdict(neighbor)} for neighbor in nearest
+                )
                 scored.setdefault(image_id, []).extend(pair_rows(masking, pairs))
         for shard, rows in block:
             # neighbors last: what stands there has its similarities
-            for table, of in (("similarities", scored), ("neighbors", found)):
-                of_prompt = [{**image, **row} for image in _images(rows) for row in of[_id(image)]]
+            for table, rows_of_image in (("similarities", scored), ("neighbors", neighbors)):
+                of_prompt = [{**image, **row} for image in _images(rows) for row in rows_of_image[_id(image)]]
                 audit.write(table, of_prompt, shard=shard)
     if settings.prefilter == "none":
         audit.keep_shards("prefilter_recalls", ())
@@ -248,7 +251,7 @@ def _reference_facts(audit: AuditedCheckpoint) -> list[Any]:
 def _shards(audit: AuditedCheckpoint, arm: Arm) -> dict[str, pl.DataFrame]:
     """The generations of each prompt and method, under a name that changes with all that their neighbors depend on."""
     settings = audit.config.similarity.model_dump(include={"size", "tau", "floor", "top_k", "alignment"})
-    settings["masking"] = arm.maskings(audit.config)
+    settings |= {"masking": arm.maskings(audit.config), "ranked_by": ranking_regions()}
     if audit.config.similarity.prefilter != "none":
         settings |= audit.config.similarity.model_dump(
             mode="json", include={"prefilter", "num_candidates", "descriptor_weights"}

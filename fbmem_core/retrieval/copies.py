@@ -61,7 +61,7 @@ class Copies:
         view = CENTER_CROP if pair.transform.startswith(CENTER_CROP) else WHOLE
         column = self._row_of[pair.reference_id, view]
         generation = np.asarray(generations.images[row])
-        reference, theirs = (np.asarray(of[column]) for of in (self._references.images, self._references.alphas))
+        reference, theirs = (np.asarray(array[column]) for array in (self._references.images, self._references.alphas))
         covered = None
         if pair.transform_matrix:
             transform = Transform.from_numbers(pair.transform_matrix)
@@ -79,7 +79,7 @@ class Copies:
 
 
 def _highest(pair: PairSimilarity) -> float:
-    """Of any region, an object among them."""
+    """The highest similarity of any region, an object among them."""
     return max(pair.full, pair.foreground or 0.0, pair.background or 0.0)
 
 

@@ -57,7 +57,7 @@ class ImageSet:
         ]
 
     def view(self, row: int) -> str:
-        """Which view of its image a row is."""
+        """View of its image that a row is."""
         return self.views[row] if self.views else WHOLE
 
     def select(self, rows: Sequence[int]) -> ImageSet:

@@ -22,7 +22,7 @@ def search(
     moved: MovedCopies | None = None,
     candidates: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[tuple[str, list[Neighbor], list[PairSimilarity]]]:
-    """What `nearest_pairs` gives, with the pairs that are compared after a transform, and ranked with them.
+    """Neighbors and pairs of `nearest_pairs`, with the pairs compared after a transform, which are ranked with them.
 
     A generation that is a whole copy in place, by rule `per_region`, is not looked for elsewhere.
     """
@@ -48,7 +48,7 @@ def _is_whole(pair: PairSimilarity, foreground_fraction: float | None, settings:
 
 
 def searched(settings: SimilarityConfig, masking: Masking) -> str:
-    """What was searched, in words: where copies were looked for, and among which references.
+    """Words for what was searched: where copies were looked for, and among which references.
 
     >>> searched(SimilarityConfig(), "composite")
     'in place'

@@ -26,8 +26,10 @@ OBJECT, REFERENCE_OBJECT = "object", "reference object"
 
 @dataclass(frozen=True)
 class CopyMap:
-    """Of one pair, float32 [side, side]: local `similarity`, -1 to 1, NaN where nothing of the reference is shown, and
-    how much texture there is, `texture`, 0 to 1."""
+    """Map of one pair, float32 [side, side].
+
+    `similarity` is local, -1 to 1, NaN where nothing of the reference is shown; `texture` how much there is, 0 to 1.
+    """
 
     similarity: np.ndarray
     texture: np.ndarray
@@ -109,7 +111,7 @@ def _local(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def copied_regions(
     copies: CopyMap, alpha: np.ndarray | None, reference_alpha: np.ndarray | None = None
 ) -> Iterator[CopiedRegion]:
-    """What a map says of the image, of its foreground and background, and of each object.
+    """Copied regions by a map: of the image, of its foreground and background, and of each object.
 
     Args:
         copies: The map.

@@ -160,21 +160,21 @@ class Similarity:
 
     @property
     def is_decided(self) -> Tensor:
-        """Whether enough scales count already, so that no finer one can make it undecided."""
+        """True where enough scales count already, so that no finer one can make it undecided."""
         return (self.counted >= MIN_SHARE * sum(self.scale_weights)) & ~self._is_coarse
 
     @property
     def _is_coarse(self) -> Tensor:
-        """Whether no scale counts but coarse ones, at which smooth gradients are texture."""
+        """True where no scale counts but coarse ones, at which smooth gradients are texture."""
         return self.finest > max(len(self.scale_weights) - _NUM_COARSE - 1, 0)
 
     def of(self, rows: Tensor | int, columns: Tensor | int) -> Similarity:
-        """Those of some pairs of a table."""
+        """Similarities of a few pairs of a table."""
         at = (rows, columns)
         return Similarity(self.product[at], self.counted[at], self.missing[at], self.finest[at], self.scale_weights)
 
     def is_first(self, at: tuple[Tensor, ...] | slice = slice(None)) -> Tensor:
-        """Whether no scale counts yet, of the pairs `at`: at the first that does, luminance counts too."""
+        """True where no scale counts yet, of the pairs `at`: at the first that does, luminance counts too."""
         return self.counted[at] == 0
 
     def multiply(
@@ -196,11 +196,11 @@ def compare(
 ) -> Float[Tensor, " n"]:
     """The similarity of pairs from their planes at every scale; one side may hold a single image."""
     num_pairs = max(len(x[0]), len(y[0]))
-    found = Similarity.begin((num_pairs,), x[0].device, scale_weights)
+    similarity = Similarity.begin((num_pairs,), x[0].device, scale_weights)
     for scale in reversed(range(len(scale_weights))):
         maps = measure.maps(measure.statistics(x[scale]), measure.statistics(y[scale]))
-        found.multiply(scale, *maps.average(found.is_first()))
-    return found.value
+        similarity.multiply(scale, *maps.average(similarity.is_first()))
+    return similarity.value
 
 
 def ms_ssim(
