@@ -59,7 +59,7 @@ def copied_regions_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefi
 
     @table_check(asset)
     def every_copy_has_its_regions(audit: AuditedCheckpoint) -> Verdict:
-        """Every image with a label but NM has rows here, with a map that can be read."""
+        """Images with a label but NM all have rows here, with a map that can be read."""
         labels = audit.summary_labels(arm).filter(pl.col("label") != "NM")
         if labels.is_empty():
             return Verdict(None, "no image is a copy")

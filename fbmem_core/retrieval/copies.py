@@ -28,7 +28,7 @@ COLUMNS = ("region", "left", "top", "right", "bottom", "area", "share_copied", "
 
 @dataclass(frozen=True)
 class PairCopies:
-    """Of one pair: `rows`, one per region, with `COLUMNS`; `picture` uint8 [h, w, 3], see `draw`."""
+    """Copies of one pair: `rows`, one per region, with `COLUMNS`; `picture` uint8 [h, w, 3], see `draw`."""
 
     pair: PairSimilarity
     rows: list[dict[str, Any]]

@@ -45,7 +45,7 @@ class SimilarityConfig(Section):
 
     @property
     def list_from(self) -> float:
-        """From this similarity on a pair is shown with what it copies: the floor, with floor 0 the usual one."""
+        """Similarity from which on a pair is shown with what it copies: the floor, with floor 0 the usual one."""
         return self.lowest or max(self.tau - FLOOR_BELOW_TAU, 0.0)
 
     @field_validator("rule")

@@ -1,7 +1,7 @@
 """Time of `fbmem score` as a user feels it: its start, reading, comparing, copy maps and writing.
 
-`python -m tests.benchmarks score [GENERATIONS REFERENCES SIZE]`: photographs as JPEG files with exact mattes, a fifth of
-the generations a copy (whole, of the foreground, or of the background); seconds on the clock and of the processors.
+`python -m tests.benchmarks score [GENERATIONS REFERENCES SIZE]`: photographs as JPEG files with exact mattes, a fifth
+of the generations a copy (whole, of the foreground, or of the background); seconds on the clock and of the processors.
 """
 
 import resource
