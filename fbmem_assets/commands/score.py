@@ -61,8 +61,10 @@ def score(out: Path, **options: Any) -> None:
     copied from each, region by region, with pictures in FILE.copies/, and FILE.rejected.parquet, unusable files; with
     --sscd also FILE.sscd.parquet.
     """
+    from fbmem_core.diffusion.memory import keep_freed_memory
     from fbmem_core.retrieval.label_images import score_folders
 
+    keep_freed_memory()
     _check_output(out)
     settings = parse_similarity({name: options.pop(name) for name in _SETTINGS})
     bars = _Bars()

@@ -63,8 +63,8 @@ def nearest_references(
         references: The images among which they are looked for; their `Planes` where they are asked for again.
         region: Which definition of region similarity; see `region_similarity`.
         top_k: How many per criterion with floor 0. 0: none below the floor, which is enough for labels.
-        floor: Every reference of at least this similarity is found. Where there is none, the one that looks nearest at
-            the coarse scales is given. 0: the first `top_k`, and every reference of at least `tau`.
+        floor: Every reference of at least this similarity is found. Where there is none, the one is given that as a
+            whole looks nearest at the coarse scales. 0: the first `top_k`, and every reference of at least `tau`.
         tau: The similarity from which on a region counts as copied. Where one is, the reference that is highest by
             each of `rules.ranking_regions()` is found whatever the floor: rule `released` labels by the highest average
             alone. So labels are exact.
@@ -299,10 +299,18 @@ def _kth_best(table: PairBounds, region: str, top_k: int) -> Tensor:
 
 
 def _resolve_nearest(table: PairBounds, region: str, floor: float) -> None:
+    """Make one pair exact for each generation that has none of at least the floor.
+
+    By the whole image that of the highest bound; by a region the same pair, so that few are computed in full where
+    nothing is near, unless the region is undefined there.
+    """
     if not table.shape[1]:
         return
     bound = table.bound(region)
     value, column = bound.max(dim=1, keepdim=True)
+    if region != "full":
+        nearest = table.exact_values("full").argmax(dim=1, keepdim=True)
+        column = torch.where(bound.gather(1, nearest) >= 0, nearest, column)
     nothing = (table.exact_values(region).amax(dim=1, keepdim=True) < floor) & (value >= 0)
     table.resolve(region, torch.zeros_like(bound, dtype=torch.bool).scatter_(1, column, nothing))
 
