@@ -32,6 +32,10 @@ class PairSimilarity:
     how it was moved, `transform_matrix` then the six numbers of it (`similarity.alignment.Transform`). `average`, of
     foreground and background, is computed where it is not given. `undecided_regions` are those of the generation that
     show nothing by which anything could be recognised, whatever the reference.
+
+    Example:
+        >>> PairSimilarity("horse", full=0.4, foreground=0.75, background=0.25).average
+        0.5
     """
 
     reference_id: str
@@ -182,6 +186,19 @@ def label_generation(
     rule that names a region in `RANKED_BY` (`released`: the average) the pair of its highest similarity alone. Of
     equally similar references the first by id counts. A generation whose regions all show nothing has no label unless a
     whole image decides.
+
+    Args:
+        pairs: Similarities to each reference.
+        foreground_fraction: See `label_pair`, as for the others.
+        rule: Name of a rule.
+        tau: Threshold of similarity.
+        beta: Share of the image at or below which a region counts as absent.
+
+    Example:
+        >>> pairs = [PairSimilarity("horse", 0.4, 0.93, 0.1), PairSimilarity("beach", 0.3, 0.2, 0.9)]
+        >>> label = label_generation(pairs, foreground_fraction=0.3)
+        >>> label.label, label.foreground_reference_id, label.background_reference_id
+        ('FM', 'horse', 'beach')
     """
     counted = sorted(pairs, key=lambda pair: pair.reference_id)
     undecided = _undecided(counted, foreground_fraction, beta)

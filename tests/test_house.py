@@ -1,8 +1,10 @@
 """The house: one place for each thing, and the words of its code."""
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -133,3 +135,20 @@ def test_a_command_ends_with_the_exit_status_of_its_error():
     assert (result.exit_code, result.stderr) == (9, "fbmem: Expected a free store, but got a busy one.\n")
     assert FbmemError.exit_statuses()["BusyError"] == 9
     assert FbmemError.exit_statuses()["InputError"] == 2
+
+
+def exported_functions():
+    packages = [fbmem_core, import_module("fbmem_core.retrieval.descriptors")]
+    things = {f"{package.__name__}.{name}": getattr(package, name) for package in packages for name in package.__all__}
+    return {name: thing for name, thing in things.items() if inspect.isfunction(inspect.unwrap(thing))}
+
+
+def test_exported_functions_explain_their_arguments():
+    several = [name for name, thing in exported_functions().items() if len(inspect.signature(thing).parameters) > 1]
+    assert "fbmem_core.region_similarity" in several
+    assert [name for name in several if "Args:" not in (exported_functions()[name].__doc__ or "")] == []
+
+
+def test_what_the_package_exports_has_an_example():
+    docs = {name: inspect.getdoc(getattr(fbmem_core, name)) or "" for name in fbmem_core.__all__}
+    assert [name for name, text in docs.items() if ">>>" not in text] == []

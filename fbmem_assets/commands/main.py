@@ -7,6 +7,7 @@ Exit status 0 done, 1 failed, 130 stopped; an error of fbmem's own is one line a
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class _Command(click.Group):
             ctx.exit(error.exit_status)
 
 
+# what other libraries say of their loading and retrying; whoever sets these variables hears it
+_QUIET = ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY")
 _file_argument = click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_AUDIT)
 
 
@@ -49,6 +52,8 @@ _file_argument = click.argument("file", type=click.Path(path_type=Path), default
 @click.version_option(package_name="fbmem")
 def main() -> None:
     """Find out what a text-to-image diffusion model has memorized."""
+    for name in _QUIET:
+        os.environ.setdefault(name, "error")
 
 
 @main.command()
@@ -63,19 +68,26 @@ def register(file: Path, store: str) -> None:
     click.echo(register_audit(file, Store(store), instance))
 
 
-main.add_command(audit)
-main.add_command(sql)
-main.add_command(report)
-main.add_command(verify)
-main.add_command(reproduce)
-main.add_command(review)
-main.add_command(score)
-main.add_command(canary)
-main.add_command(neurons)
-main.add_command(deactivate)
-main.add_command(mitigations)
-main.add_command(pack)
-main.add_command(fetch)
+# one line each that `--help` never cuts
+_SUMMARIES = {
+    audit: "Audit a checkpoint, from prompts to the report.",
+    report: "Write the report of an audit: one HTML file.",
+    sql: "Ask the tables of a store in SQL.",
+    verify: "Check hashes, labels and a sample of similarities.",
+    reproduce: "Make one image of an audit again and compare it.",
+    review: "Give verdicts on findings, in a browser or by CSV.",
+    score: "Label folders of images; no model is needed.",
+    mitigations: "Print an audit's mitigations as Markdown.",
+    neurons: "Write the neuron sets that an audit found.",
+    deactivate: "Copy a model with value neurons switched off.",
+    register: "Make a checkpoint a partition of the Dagster UI.",
+    pack: "Write a published prompt set as an audit's files.",
+    fetch: "Fetch the pictures that a pack lists.",
+    canary: "Models that were made to memorize known pictures.",
+}
+for command, summary in _SUMMARIES.items():
+    command.short_help = summary
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _FORMATS = (".parquet", ".csv")
 _SETTINGS = ("masking", "rule", "alignment", "top_k", "floor", "size", "device")
+_REGIONS = {"VM": "full", "FM": "foreground", "BM": "background"}
+_MAX_COPIES = 10  # that the terminal lists; all stand in the table
 _MAX_NAMED = 20  # rejected files that the terminal lists; all stand in the table
 
 
@@ -135,13 +137,14 @@ def _print(scores: Scores, out: Path) -> None:
         click.echo(line)
     if scores.num_without_map:
         click.echo(f"{scores.num_without_map} pairs are not in {out.stem}.copied_regions{out.suffix}: see `neighbors`")
+    _print_copies(scores.labels)
     for _, item, reason in scores.rejected.head(_MAX_NAMED).iter_rows():
         click.echo(f"rejected: {item}: {reason}", err=True)
     more = len(scores.rejected) - _MAX_NAMED
     if more > 0:
         click.echo(f"rejected: {more} more, in {out.stem}.rejected{out.suffix}", err=True)
-    num_maps = scores.copied_regions["map_path"].n_unique()
-    if num_maps:
+    click.echo(f"neighbors: {out.with_name(f'{out.stem}.neighbors{out.suffix}')}")
+    if num_maps := scores.copied_regions["map_path"].n_unique():
         click.echo(f"maps of copied pixels: {out.parent / f'{out.stem}.copies'}, {num_maps} pictures")
     click.echo(f"labels: {out}, {len(scores.labels)} images, {len(scores.rejected)} rejected")
 
@@ -155,3 +158,21 @@ def search_lines(labels: pl.DataFrame) -> Iterator[str]:
         yield f"undecided, as nothing in it can be recognised: {counts}; {num} of these images have no label"
     for searched in labels["searched"].unique().sort():
         yield f"searched: {searched}"
+
+
+def _print_copies(labels: pl.DataFrame) -> None:
+    """Print the strongest copies: which image copies what, and how closely."""
+    import polars as pl
+
+    of_region = {
+        name: pl.coalesce(
+            pl.when(pl.col("label") == label).then(pl.col(f"{region}_{name}")) for label, region in _REGIONS.items()
+        )
+        for name in ("similarity", "reference")
+    }
+    copies = labels.filter(pl.col("label").is_in(list(_REGIONS))).select("generation", "label", **of_region)
+    if copies.is_empty():
+        return
+    strongest = copies.sort("similarity", descending=True, nulls_last=True).head(_MAX_COPIES)
+    click.echo(f"\nthe strongest {len(strongest)} of {len(copies)} copies")
+    show(strongest, digits=3)

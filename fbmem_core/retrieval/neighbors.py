@@ -61,7 +61,7 @@ def nearest_references(
     Args:
         generations: The images that are asked about.
         references: The images among which they are looked for; their `Planes` where they are asked for again.
-        region: Which definition of region similarity; see `region_similarity`.
+        masking: Definition of region similarity; see `region_similarity`.
         top_k: How many per criterion with floor 0. 0: none below the floor, which is enough for labels.
         floor: Every reference of at least this similarity is found. Where there is none, the one is given that as a
             whole looks nearest at the coarse scales. 0: the first `top_k`, and every reference of at least `tau`.
@@ -79,6 +79,16 @@ def nearest_references(
 
     Raises:
         InputError: The sizes of the sets differ, or the floor is above `tau`.
+
+    Example:
+        >>> import numpy as np
+        >>> pixels = np.random.default_rng(0).integers(256, size=(2, 176, 176, 3), dtype=np.uint8)
+        >>> alphas = np.zeros((2, 176, 176), np.uint8)
+        >>> alphas[:, 40:120, 40:120] = 255
+        >>> references = ImageSet(("owl", "cat"), pixels, alphas, np.array([True, True]))
+        >>> [(name, neighbors)] = nearest_references(references.select([1]), references)
+        >>> [(n.region, n.reference_id, round(n.similarity, 2)) for n in neighbors if n.rank == 1]
+        [('full', 'cat', 1.0), ('foreground', 'cat', 1.0), ('background', 'cat', 1.0), ('average', 'cat', 1.0)]
     """
     query = _Query(floor, top_k, tau)
     for table in _tables(generations, _planes(references, masking, device)):
