@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Sampled = Iterator[tuple[Request, Image.Image]]
 
 STAGE = "attacks"
-_VERSION = 2  # raise it when the same settings begin to give other attacks
+_VERSION = 3  # raise it when the same settings begin to give other attacks
 
 
 @table_asset(table="attacks", stage=STAGE, deps=["labels", "mitigated_labels", "reference_masks"], kinds={"torch"})
@@ -187,20 +187,20 @@ def _held_out_planes(audit: AuditedCheckpoint) -> "dict[str, Planes]":
 
     settings = audit.config.similarity
     items = [_with_matte(audit, path, f"held-out-{path.stem}") for path in _held_out(audit)]
-    images = load_image_set([(path.name, path, matte) for path, matte, _ in items], size=settings.size)
+    images = load_image_set([(path.name, path, matte) for path, matte in items], size=settings.size)
     return {region: Planes(images, region) for region in MITIGATED.maskings(audit.config)}
 
 
-def _with_matte(audit: AuditedCheckpoint, path: Path, name: str) -> tuple[Path, Path | None, float | None]:
-    """An image, the file of its matte in the store and the share that is foreground; None where undecided."""
+def _with_matte(audit: AuditedCheckpoint, path: Path, name: str) -> tuple[Path, Path | None]:
+    """An image and the file of its matte in the store; None where undecided."""
     from fbmem_core.inputs.pictures import open_rgb
 
     matte = segmenter_of(audit.config.segmentation.model).matte(open_rgb(path))
     if matte.alpha is None:
-        return path, None, None
+        return path, None
     file = image_path("attacks/matte", audit.partition, name, digest(name))
     save_png(audit.store, file, matte.to_image())
-    return path, audit.store.root / file, matte.foreground_fraction
+    return path, audit.store.root / file
 
 
 def _label(
@@ -211,30 +211,17 @@ def _label(
     own: Sequence[str],
 ) -> list[str | None]:
     """The labels of these images against the references that count; the images are kept for people."""
-    from fbmem_core.labels import label_generation
     from fbmem_core.retrieval.image_sets import load_image_set
-    from fbmem_core.retrieval.neighbors import pair_similarities
+    from fbmem_core.retrieval.search import label_images
 
     settings, items = audit.config.similarity, []
     for number, image in enumerate(images):
         path = image_path("attacks/image", audit.partition, f"{name}-{number}", digest(name, number))
         save_png(audit.store, path, image)
-        items.append(_with_matte(audit, audit.store.root / path, f"{name}-{number}"))
-    shown = load_image_set(
-        [(str(number), path, matte) for number, (path, matte, _) in enumerate(items)], size=settings.size
-    )
+        items.append((str(number), *_with_matte(audit, audit.store.root / path, f"{name}-{number}")))
     [compared] = planes.values()
-    pairs = [(str(number), reference_id) for number in range(len(items)) for reference_id in own]
-    return [
-        label_generation(
-            similarities,
-            foreground_fraction=items[int(number)][2],
-            rule=settings.rule[0],
-            tau=settings.tau,
-            beta=settings.beta,
-        ).label
-        for number, similarities in pair_similarities(shown, compared, pairs, masking=compared.masking)
-    ]
+    attacked = label_images(load_image_set(items, size=settings.size), compared, settings, own=own)
+    return [image.label.label for image in attacked]
 
 
 def _worst(labels: Sequence[str | None]) -> str | None:

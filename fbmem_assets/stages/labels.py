@@ -14,7 +14,7 @@ from fbmem_core.audit.file import dump_audit
 from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint
 from fbmem_core.inputs.pictures import open_rgb
 from fbmem_core.inputs.truth import read_truth
-from fbmem_core.labels import SEVERITY, label_generation, label_pair, matches
+from fbmem_core.labels import SEVERITY, label_pair, matches
 from fbmem_core.mitigation import UNMITIGATED
 from fbmem_core.store.images import open_image
 from fbmem_core.store.tables import rows_sha256
@@ -153,9 +153,7 @@ def _label(audit: AuditedCheckpoint, arm: Arm) -> tuple[list[dict[str, Any]], li
     for image, masking, pairs in audit.pairs(arm):
         name = image.image_id
         for rule in settings.rule:
-            label = label_generation(
-                pairs, foreground_fraction=fractions[name], rule=rule, tau=settings.tau, beta=settings.beta
-            )
+            label = settings.label(pairs, foreground_fraction=fractions[name], rule=rule)
             facts = {"masking": masking, "rule": rule, "searched": searched(settings, masking)}
             rows.append({**image._asdict(), **facts, **asdict(label)})
             if label.label is None:

@@ -15,7 +15,6 @@ from fbmem_core.audit.config import Audit
 from fbmem_core.audit.results import BASELINE, AuditedCheckpoint, open_audit
 from fbmem_core.errors import InputError
 from fbmem_core.inputs.addresses import read_bytes
-from fbmem_core.labels import label_generation
 from fbmem_core.store.images import file_sha256
 from fbmem_core.store.manifest import MANIFEST, read_manifest
 from fbmem_core.store.tables import Store, rows_sha256
@@ -159,13 +158,7 @@ def _labels(audit: AuditedCheckpoint, config: Audit) -> Iterator[Difference]:
             if row is None:
                 yield Difference(name, "there is no such row")
                 continue
-            label = label_generation(
-                pairs,
-                foreground_fraction=fractions[image.image_id],
-                rule=rule,
-                tau=settings.tau,
-                beta=settings.beta,
-            )
+            label = settings.label(pairs, foreground_fraction=fractions[image.image_id], rule=rule)
             wrong = [
                 column for column, value in asdict(label).items() if column in row and not _same(row[column], value)
             ]

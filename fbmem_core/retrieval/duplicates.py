@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from fbmem_core.inputs.segmentation import foreground_fraction as share_of_foreground
-from fbmem_core.labels import PairSimilarity, label_generation
+from fbmem_core.labels import PairSimilarity
 from fbmem_core.retrieval.image_sets import WHOLE, ImageSet
 from fbmem_core.retrieval.neighbors import pair_similarities
 from fbmem_core.retrieval.planes import Planes
@@ -18,10 +18,7 @@ def is_near_duplicate(
     pairs: Iterable[PairSimilarity], *, foreground_fraction: float | None, settings: SimilarityConfig
 ) -> bool:
     """True if a picture, by its pairs with one reference, is a whole copy of it: VM by the audit's first rule."""
-    label = label_generation(
-        pairs, foreground_fraction=foreground_fraction, rule=settings.rule[0], tau=settings.tau, beta=settings.beta
-    )
-    return label.label == "VM"
+    return settings.label(pairs, foreground_fraction=foreground_fraction).label == "VM"
 
 
 def whole_views(images: ImageSet) -> ImageSet:

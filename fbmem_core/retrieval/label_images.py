@@ -19,7 +19,6 @@ from fbmem_core.errors import InputError
 from fbmem_core.inputs.pictures import open_rgb
 from fbmem_core.inputs.references import MIN_SIDE, ReferenceImage, read_references
 from fbmem_core.inputs.segmentation import Segmenter
-from fbmem_core.labels import label_generation
 from fbmem_core.retrieval.copies import COLUMNS, Copies, PairCopies
 from fbmem_core.retrieval.descriptors import region_descriptors
 from fbmem_core.retrieval.descriptors.sscd import Sscd
@@ -27,7 +26,7 @@ from fbmem_core.retrieval.image_sets import ImageSet, load_image_set
 from fbmem_core.retrieval.moved import MovedCopies
 from fbmem_core.retrieval.neighbors import Neighbor
 from fbmem_core.retrieval.planes import Planes
-from fbmem_core.retrieval.search import search, searched
+from fbmem_core.retrieval.search import label_images, searched
 from fbmem_core.retrieval.settings import SimilarityConfig
 from fbmem_core.store.images import image_name, save_png
 from fbmem_core.store.tables import Store, digest
@@ -163,17 +162,10 @@ class _Comparison:
 
     def add(self, block: ImageSet) -> None:
         """Compare some generated images with all references."""
-        fractions, settings = block.foreground_fractions, self._settings
-        for row, (name, nearest, pairs) in enumerate(search(block, self._planes, settings, moved=self._moved)):
-            self.neighbors += _neighbor_rows(name, nearest)
-            label = label_generation(
-                pairs,
-                foreground_fraction=fractions[row],
-                rule=settings.rule[0],
-                tau=settings.tau,
-                beta=settings.beta,
-            )
-            columns = {column.removesuffix("_id"): value for column, value in asdict(label).items()}
+        for row, image in enumerate(label_images(block, self._planes, self._settings, moved=self._moved)):
+            name, pairs = image.image_id, image.pairs
+            self.neighbors += _neighbor_rows(name, image.neighbors)
+            columns = {column.removesuffix("_id"): value for column, value in asdict(image.label).items()}
             self.labels.append({"generation": name, **columns, "searched": self._searched})
             for of_pair in self.copies(block, row, pairs):
                 facts = {"reference": of_pair.pair.reference_id, "transform": of_pair.pair.transform}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from fbmem_core.labels import PairSimilarity, copied_regions
+from fbmem_core.labels import GenerationLabel, PairSimilarity, copied_regions
 from fbmem_core.retrieval.image_sets import ImageSet
 from fbmem_core.retrieval.moved import MovedCopies
-from fbmem_core.retrieval.neighbors import Neighbor, nearest_pairs
+from fbmem_core.retrieval.neighbors import Neighbor, nearest_pairs, pair_similarities
 from fbmem_core.retrieval.planes import Planes
 from fbmem_core.retrieval.settings import SimilarityConfig
 from fbmem_core.similarity import REGIONS, SEARCHED, Alignment, Masking
@@ -41,6 +41,48 @@ def search(
         undecided = pairs[0].undecided_regions if pairs else ()
         moved_pairs = [replace(pair, undecided_regions=undecided) for pair in transformed]
         yield name, merged(neighbors, moved_pairs, floor=settings.lowest), [*pairs, *moved_pairs]
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One generation: its label, its nearest references, and the pairs that were compared."""
+
+    image_id: str
+    label: GenerationLabel
+    neighbors: list[Neighbor]
+    pairs: list[PairSimilarity]
+
+
+def label_images(
+    generations: ImageSet,
+    references: Planes,
+    settings: SimilarityConfig,
+    *,
+    moved: MovedCopies | None = None,
+    own: Sequence[str] | None = None,
+) -> Iterator[LabelledImage]:
+    """Images, mattes and references in, labels out, by the first rule of the settings.
+
+    Args:
+        generations: Images with their mattes.
+        references: Planes of the references with theirs.
+        settings: How they are compared and labelled.
+        moved: Search for moved copies; None: in place alone.
+        own: Ids of the references that count, each compared in place with every image; None: all are searched.
+
+    Yields:
+        One for each generation, in their order.
+    """
+    if own is None:
+        results = search(generations, references, settings, moved=moved)
+    else:
+        pairs_of = pair_similarities(
+            generations, references, [(name, reference) for name in generations.ids for reference in own],
+            masking=references.masking,
+        )  # fmt: skip
+        results = ((name, [], pairs) for name, pairs in pairs_of)
+    for fraction, (name, neighbors, pairs) in zip(generations.foreground_fractions, results, strict=True):
+        yield LabelledImage(name, settings.label(pairs, foreground_fraction=fraction), neighbors, pairs)
 
 
 def _is_whole(pair: PairSimilarity, foreground_fraction: float | None, settings: SimilarityConfig) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from fbmem_core.labels import BETA, TAU
+from fbmem_core.labels import BETA, TAU, GenerationLabel, PairSimilarity, label_generation
 from fbmem_core.retrieval.descriptors import DESCRIPTORS
 from fbmem_core.rules import DEFAULT_RULE, rule_names
 from fbmem_core.settings import DEVICE_PATTERN, Section, as_list
@@ -41,6 +42,23 @@ class SimilarityConfig(Section):
     sscd_threshold: float = Field(SSCD_THRESHOLD, gt=-1, le=1)
     num_candidates: int = Field(1000, ge=1)
     num_checked: int = Field(20, ge=0)
+
+    def label(
+        self, pairs: Iterable[PairSimilarity], *, foreground_fraction: float | None, rule: str | None = None
+    ) -> GenerationLabel:
+        """The label of a generation by these settings; see `labels.label_generation`.
+
+        Args:
+            pairs: Similarities to each reference.
+            foreground_fraction: Share of the generation that is foreground; None when its matte is undecided.
+            rule: One of the rules; the first by default.
+
+        Example:
+            >>> SimilarityConfig(tau=0.7).label([PairSimilarity("owl", 0.2, 0.75, 0.1)], foreground_fraction=0.3).label
+            'FM'
+        """
+        rule = rule or self.rule[0]
+        return label_generation(pairs, foreground_fraction=foreground_fraction, rule=rule, tau=self.tau, beta=self.beta)
 
     @property
     def lowest(self) -> float:
