@@ -28,14 +28,18 @@ from fbmem_assets.stages import (  # noqa: E402
     neurons,
     prompts,
     report,
+    robustness,
     scores,
     sensitivity,
     similarities,
+    sscd,
     studies,
+    thresholds,
 )
 
 STAGES = (
-    prompts, generations, masks, neighbors, similarities, labels, agreement, detectors, clusters, neurons,
+    prompts, generations, masks, neighbors, similarities, labels, sscd, thresholds, robustness, agreement, detectors,
+    clusters, neurons,
     cluster_neurons, mitigations, attacks, scores, image_quality, sensitivity, studies, changes, report,
 )  # fmt: skip
 

@@ -82,10 +82,19 @@ def one_to_many_of(arm: Arm) -> dg.AssetsDefinition:
         shards=arm.shard,
     )
     def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
-        """One row per (method, prompt_id): how many distinct references its generations match, whole or in a region."""
+        """One row per (method, prompt_id): how many distinct references its generations match, whole or in a region.
+
+        References that the measure itself takes for whole copies of each other count once: `reference_groups`.
+        """
         audit = store.open(context.partition_key)
-        audit.write("one_to_many", count_references(audit, arm), shard=arm.shard)
-        return table_result(audit, "one_to_many", audit.read("one_to_many", arm))
+        rows = count_references(audit, arm)
+        groups = reference_groups(audit, arm, rows)
+        audit.write("reference_groups", groups, shard=arm.shard)
+        merged = Counter((row["method"], row["prompt_id"]) for row in groups if row["group_id"] != row["reference_id"])
+        for row in rows:
+            row["num_references"] -= merged[row["method"], row["prompt_id"]]
+        audit.write("one_to_many", rows, shard=arm.shard)
+        return table_result(audit, "one_to_many", audit.read("one_to_many", arm), num_near_duplicates=merged.total())
 
     return asset
 
@@ -149,6 +158,27 @@ def _label(audit: AuditedCheckpoint, arm: Arm) -> tuple[list[dict[str, Any]], li
                 item = {"stage": STAGE, "item": f"{name} {masking} {rule}", "reason": "its matte is undecided"}
                 undecided.append(item)
     return rows, undecided
+
+
+def reference_groups(audit: AuditedCheckpoint, arm: Arm, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `reference_groups`: of each prompt that matches several references, which are near-duplicates."""
+    from fbmem_assets.stages.neighbors import reference_planes
+    from fbmem_core.retrieval.duplicates import near_duplicates
+
+    several = [row for row in rows if len(row["reference_ids"]) > 1]
+    if not several:
+        return []
+    settings = audit.config.similarity
+    planes = reference_planes(audit, arm)[settings.masking[0]]
+    group_of = near_duplicates(planes, settings, [row["reference_ids"] for row in several])
+    groups = []
+    for row in several:
+        first: dict[str, str] = {}  # of this prompt: a group may have its first reference elsewhere
+        for name in row["reference_ids"]:
+            group_id = first.setdefault(group_of[name], name)
+            key = {"method": row["method"], "prompt_id": row["prompt_id"]}
+            groups.append({**key, "reference_id": name, "group_id": group_id})
+    return groups
 
 
 def count_references(audit: AuditedCheckpoint, arm: Arm, images: pl.DataFrame | None = None) -> list[dict[str, Any]]:

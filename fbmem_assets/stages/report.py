@@ -18,7 +18,7 @@ _AFTER = [
     "one_to_many", "seed_agreement", "cluster_neurons", "cluster_sensitivity", "detectors", "cluster_range",
     "domains",
     "foreground_traits", "checkpoint_consistency", "policy", "mitigated_one_to_many", "mitigation_scores",
-    "image_quality", "attacks", "memorization_rates",
+    "image_quality", "attacks", "memorization_rates", "thresholds", "robustness", "disagreements",
 ]  # fmt: skip
 
 

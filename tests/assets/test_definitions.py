@@ -17,6 +17,11 @@ GRAPH = {
     "similarities": {"neighbors"},
     "labels": {"similarities"},
     "one_to_many": {"similarities"},
+    "sscd_similarities": {"similarities", "reference_masks"},
+    "disagreements": {"sscd_similarities"},
+    "control_similarities": {"similarities", "reference_masks"},
+    "thresholds": {"control_similarities"},
+    "robustness": {"labels", "reference_masks"},
     "seed_agreement": {"prompts", "generation_masks", "labels"},
     "prompt_clusters": {"prompts"},
     "activation_statistics": {"labels"},
@@ -58,6 +63,9 @@ GRAPH = {
         "image_quality",
         "attacks",
         "memorization_rates",
+        "thresholds",
+        "robustness",
+        "disagreements",
     },
     "warehouse": {
         "report",
@@ -76,6 +84,9 @@ GRAPH = {
         "image_quality",
         "attacks",
         "memorization_rates",
+        "thresholds",
+        "robustness",
+        "disagreements",
     },
 }
 
@@ -114,7 +125,7 @@ def test_every_stage_that_counts_rows_has_a_check():
     checked = {check.asset_key.to_user_string() for checks in defs.asset_checks for check in checks.check_keys}
     assert checked == {
         "prompts", "reference_images", "generations", "generation_masks", "reference_masks", "neighbors",
-        "similarities", "labels", "detectors",
+        "similarities", "labels", "detectors", "thresholds",
         "one_to_many", "seed_agreement", "neurons", "cluster_neurons", "mitigated_generations",
         "mitigated_generation_masks", "mitigated_neighbors", "mitigated_similarities", "mitigated_labels",
         "mitigation_scores", "memorization_rates",

@@ -98,8 +98,20 @@ ONE_TO_MANY = Table(
         METHOD,
         PROMPT_ID,
         NUM_GENERATIONS,
-        Column("num_references", INTEGER, "distinct references that its images match"),
-        Column("reference_ids", TEXTS, "their names"),
+        Column("num_references", INTEGER, "distinct references that its images match; near-duplicates count once"),
+        Column("reference_ids", TEXTS, "names of all that they match, near-duplicates too"),
+    ),
+)
+REFERENCE_GROUPS = Table(
+    "reference_groups",
+    "One row per reference that a prompt matches beside others: which of these are near-duplicates of it.",
+    key=("checkpoint", "method", "prompt_id", "reference_id"),
+    columns=(
+        CHECKPOINT,
+        METHOD,
+        PROMPT_ID,
+        REFERENCE_ID,
+        Column("group_id", TEXT, "first reference of its group: whole copies of each other by the measure"),
     ),
 )
 PROMPT_LABELS = Table(
@@ -115,4 +127,4 @@ PROMPT_LABELS = Table(
         Column("num_memorized", INTEGER, "images labelled VM, FM or BM"),
     ),
 )
-TABLES = (NEIGHBORS, PREFILTER_RECALLS, SIMILARITIES, LABELS, ONE_TO_MANY, PROMPT_LABELS)
+TABLES = (NEIGHBORS, PREFILTER_RECALLS, SIMILARITIES, LABELS, ONE_TO_MANY, REFERENCE_GROUPS, PROMPT_LABELS)
