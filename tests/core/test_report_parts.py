@@ -114,3 +114,31 @@ def test_settings_that_differ_stand_above_what_changed(tmp_path):
     evidence = gather(store, KEY, compare="drawn-older")
     assert evidence.changes["differing"] == [{"name": "similarity.tau", "before": 0.9, "after": 0.8}]
     assert "1 setting differs" in write_report(store, evidence).read_text("utf-8")
+
+
+def test_controls_duplicates_robustness_and_disagreements_are_shown_and_withheld(tmp_path):
+    store = drawn_store(tmp_path)
+    image = {"method": "none", "prompt_id": "sky", "seed": 0, "reference_id": "r1"}
+    store.write("thresholds", KEY, [
+        blank("thresholds", source="references", region="any", num_references=size, num_controls=60, threshold=value,
+              fixed_num_above=2, is_headline=size == 3)
+        for size, value in ((2, 0.77), (3, 0.83))
+    ])  # fmt: skip
+    twins = {"source": "references", "full_similarity": 0.97, "is_near_duplicate": True}
+    store.write("control_similarities", KEY, [
+        blank("control_similarities", **twins, control_id=one, reference_id=two)
+        for one, two in (("r1", "r2"), ("r2", "r1"))
+    ])  # fmt: skip
+    store.write("robustness", KEY, [
+        blank("robustness", disturbance="blur", changes="image", is_small=False, num_images=12, num_flips=1),
+    ])  # fmt: skip
+    store.write("disagreements", KEY, [blank("disagreements", **image, kind="only_sscd", sscd_similarity=0.9)])
+    evidence = gather(store, KEY)
+    assert [row["threshold"] for row in evidence.controls] == [0.83]
+    assert [(row["reference_id"], row["twin_reference_id"]) for row in evidence.duplicates] == [("r1", "r2")]
+    page = write_report(store, evidence).read_text("utf-8")
+    for text in ("0.830", "r1 and r2 (0.970)", "1 of 12", "1 pairs on which a second score"):
+        assert text in page
+    redacted = write_report(store, evidence, redacted=True).read_text("utf-8")
+    assert "sky" not in redacted
+    assert "r1 and r2" not in redacted
