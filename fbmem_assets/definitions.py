@@ -18,6 +18,7 @@ from fbmem_assets.stages import (  # noqa: E402
     changes,
     cluster_neurons,
     clusters,
+    copied_regions,
     detectors,
     generations,
     image_quality,
@@ -38,9 +39,9 @@ from fbmem_assets.stages import (  # noqa: E402
 )
 
 STAGES = (
-    prompts, generations, masks, neighbors, similarities, labels, sscd, thresholds, robustness, agreement, detectors,
-    clusters, neurons,
-    cluster_neurons, mitigations, attacks, scores, image_quality, sensitivity, studies, changes, report,
+    prompts, generations, masks, neighbors, similarities, labels, copied_regions, sscd, thresholds, robustness,
+    agreement, detectors, clusters, neurons, cluster_neurons, mitigations, attacks, scores, image_quality, sensitivity,
+    studies, changes, report,
 )  # fmt: skip
 
 

@@ -166,6 +166,7 @@ def _print_left_out(store: AuditStore, key: str) -> None:
 def _print_labels(store: AuditStore, key: str) -> None:
     import polars as pl
 
+    from fbmem_assets.commands.score import search_lines
     from fbmem_assets.stages.labels import label_table
 
     audit = store.open(key)
@@ -173,6 +174,8 @@ def _print_labels(store: AuditStore, key: str) -> None:
     table = label_table(audit).filter((pl.col("masking") == masking) & (pl.col("rule") == rule))
     click.echo(f"\nimages of {key} by kind of prompt and label (masking {masking}, rule {rule})")
     show(table.drop("masking", "rule"), piped="markdown", digits=3)
+    for line in search_lines(audit.summary_labels()):
+        click.echo(line)
 
 
 def _print_threshold(store: AuditStore, key: str) -> None:

@@ -20,6 +20,7 @@ from fbmem_core.store.images import open_image
 
 STAGE = "labels"
 _SHEET_PAIRS = 6
+_UNDECIDED = {True: "its matte is undecided", False: "it shows nothing that could be recognised"}
 _REGION = {"VM": "full", "FM": "foreground", "BM": "background"}
 _IMAGE = ["method", "prompt_id", "seed"]
 # what the shipped canary must show: the least share of generations of a kind that carry the true label
@@ -143,6 +144,8 @@ def one_to_many_agrees_with_truth(audit: AuditedCheckpoint) -> Verdict:
 
 def _label(audit: AuditedCheckpoint, arm: Arm) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of `labels`, and those of `rejected`."""
+    from fbmem_core.retrieval.search import searched
+
     settings = audit.config.similarity
     fractions = audit.foreground_fractions
     rows, undecided = [], []
@@ -152,10 +155,11 @@ def _label(audit: AuditedCheckpoint, arm: Arm) -> tuple[list[dict[str, Any]], li
             label = label_generation(
                 pairs, foreground_fraction=fractions[name], rule=rule, tau=settings.tau, beta=settings.beta
             )
-            rows.append({**image._asdict(), "masking": masking, "rule": rule, **asdict(label)})
+            facts = {"masking": masking, "rule": rule, "searched": searched(settings, masking)}
+            rows.append({**image._asdict(), **facts, **asdict(label)})
             if label.label is None:
-                item = {"stage": STAGE, "item": f"{name} {masking} {rule}", "reason": "its matte is undecided"}
-                undecided.append(item)
+                reason = _UNDECIDED[label.undecided == "matte"]
+                undecided.append({"stage": STAGE, "item": f"{name} {masking} {rule}", "reason": reason})
     return rows, undecided
 
 
@@ -209,12 +213,16 @@ def count_references(audit: AuditedCheckpoint, arm: Arm, images: pl.DataFrame | 
 
 
 def label_table(audit: AuditedCheckpoint, arm: Arm = BASELINE) -> pl.DataFrame:
-    """Generations per region, rule, (method,) kind of prompt and label; with a truth table also the true share."""
+    """Generations per masking, rule, (method,) kind of prompt and label; with a truth table also the true share.
+
+    `undecided`: without a label. `partly_undecided`: with one, though one of their regions shows nothing.
+    """
     table = audit.read("labels", arm).join(_kinds(audit), on="prompt_id", how="left")
     group = ["masking", "rule", *(["method"] if arm.is_mitigated else []), "kind"]
     counts = table.group_by(group).agg(
         *[(pl.col("label") == label).sum().alias(label) for label in SEVERITY],
         pl.col("label").is_null().sum().alias("undecided"),
+        (pl.col("label").is_not_null() & pl.col("undecided").is_not_null()).sum().alias("partly_undecided"),
     )
     shares = pl.DataFrame() if arm.is_mitigated else true_label_shares(audit)
     if not shares.is_empty():

@@ -47,6 +47,11 @@ class SimilarityConfig(Section):
         """The floor: every reference of at least this similarity is found. tau - 0.2 unless the file says otherwise."""
         return max(self.tau - FLOOR_BELOW_TAU, 0.0) if self.floor is None else self.floor
 
+    @property
+    def list_from(self) -> float:
+        """Similarity from which on a pair is shown with what it copies: the floor, with floor 0 the usual one."""
+        return self.lowest or max(self.tau - FLOOR_BELOW_TAU, 0.0)
+
     @field_validator("rule")
     @classmethod
     def _rules_are_registered(cls, rules: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ GRAPH = {
     "similarities": {"neighbors"},
     "labels": {"similarities"},
     "one_to_many": {"similarities"},
+    "copied_regions": {"similarities"},
     "sscd_similarities": {"similarities", "reference_masks"},
     "disagreements": {"sscd_similarities"},
     "control_similarities": {"similarities", "reference_masks"},
@@ -38,6 +39,7 @@ GRAPH = {
     "mitigated_similarities": {"mitigated_neighbors"},
     "mitigated_labels": {"mitigated_similarities"},
     "mitigated_one_to_many": {"mitigated_similarities"},
+    "mitigated_copied_regions": {"mitigated_similarities"},
     "attacks": {"labels", "mitigated_labels", "reference_masks"},
     "mitigation_scores": {"labels", "mitigated_labels"},
     "image_quality": {"mitigation_scores", "labels", "mitigated_labels"},
@@ -49,6 +51,8 @@ GRAPH = {
     "policy": {"labels", "reference_images"},
     "report": {
         "one_to_many",
+        "copied_regions",
+        "mitigated_copied_regions",
         "seed_agreement",
         "cluster_neurons",
         "cluster_sensitivity",
@@ -70,6 +74,8 @@ GRAPH = {
     "warehouse": {
         "report",
         "one_to_many",
+        "copied_regions",
+        "mitigated_copied_regions",
         "seed_agreement",
         "cluster_neurons",
         "cluster_sensitivity",
@@ -125,7 +131,7 @@ def test_every_stage_that_counts_rows_has_a_check():
     checked = {check.asset_key.to_user_string() for checks in defs.asset_checks for check in checks.check_keys}
     assert checked == {
         "prompts", "reference_images", "generations", "generation_masks", "reference_masks", "neighbors",
-        "similarities", "labels", "detectors", "thresholds",
+        "similarities", "labels", "copied_regions", "mitigated_copied_regions", "detectors", "thresholds",
         "one_to_many", "seed_agreement", "neurons", "cluster_neurons", "mitigated_generations",
         "mitigated_generation_masks", "mitigated_neighbors", "mitigated_similarities", "mitigated_labels",
         "mitigation_scores", "memorization_rates",
