@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fbmem_core.store.schemas import TABLES
-
 if TYPE_CHECKING:
     import duckdb
 
@@ -43,8 +41,6 @@ def copied_places(db: duckdb.DuckDBPyConnection, checkpoint: str, images: Sequen
     Returns:
         By prompt_id the rows of the image's regions, all with one `map_path`; prompts without any are missing.
     """
-    if "copied_regions" not in TABLES:
-        return {}
     of_pair: dict[tuple[str, int, str], dict[str, list[Row]]] = {}
     for row in _rows(db, _PLACES, checkpoint, [image["prompt_id"] for image in images]):
         key = row["prompt_id"], row["seed"], row["reference_id"]

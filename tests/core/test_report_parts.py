@@ -142,3 +142,20 @@ def test_controls_duplicates_robustness_and_disagreements_are_shown_and_withheld
     redacted = write_report(store, evidence, redacted=True).read_text("utf-8")
     assert "sky" not in redacted
     assert "r1 and r2" not in redacted
+
+
+def test_the_kept_copy_map_and_its_regions_are_those_of_the_pair_that_the_finding_names(tmp_path):
+    store = drawn_store(tmp_path)
+    Image.new("RGB", (32, 32), (230, 159, 0)).save(tmp_path / "map.png")
+    image = {"method": "none", "prompt_id": "owl", "seed": 0}
+    store.write("copied_regions", KEY, [
+        blank("copied_regions", **image, reference_id=reference, transform=transform, region="object 1", area=0.25,
+              share_copied=share, map_path="map.png")
+        for reference, transform, share in (("r0", "whole", 0.5), ("r0", "mirrored", 0.625), ("r2", "whole", 0.75))
+    ])  # fmt: skip
+    evidence = gather(store, KEY)
+    transform = evidence.images["owl"][0]["transform"]
+    assert [row["share_copied"] for row in evidence.places["owl"]] == [0.625 if transform == "mirrored" else 0.5]
+    assert set(evidence.places) == {"owl"}
+    page = write_report(store, evidence).read_text("utf-8")
+    assert '<td class="num">50%</td>' in page.split('id="owl"')[1].split("</details>")[0]
