@@ -147,8 +147,10 @@ def _agreement(audit: AuditedCheckpoint, rows: pl.DataFrame) -> Any:
 
 def _judged(audit: AuditedCheckpoint) -> pl.DataFrame:
     """Agreement beside each prompt's most frequent label, by the first masking and rule, if it has one."""
-    labels = audit.summary_labels().drop_nulls("label")
-    most = labels.group_by("prompt_id").agg(pl.col("label").mode().sort().first())
+    from fbmem_core.evaluation.changes import label_prompts
+
+    labels = label_prompts(audit.summary_labels(), audit.read("prompts"))
+    most = labels.drop_nulls("label").select("prompt_id", "label")
     return audit.read("seed_agreement").join(most, on="prompt_id").sort("prompt_id")
 
 
