@@ -178,7 +178,13 @@ def _scatter(judged: pl.DataFrame) -> str:
         label: (rows["inside"].fill_null(0).to_list(), rows["outside"].fill_null(0).to_list())
         for (label,), rows in judged.sort("label").group_by("label", maintain_order=True)
     }
-    return line_plot(groups, title="Seed agreement by label", x_label="inside", label="outside", style="o")
+    return line_plot(
+        groups,
+        title="Seed agreement by label",
+        x_label="mean cosine inside the mask",
+        label="mean cosine outside",
+        style="o",
+    )
 
 
 def _roc(judged: pl.DataFrame) -> str:
@@ -191,7 +197,9 @@ def _roc(judged: pl.DataFrame) -> str:
         if len(set(truth)) == 2:
             false_positives, true_positives, _ = roc_curve(truth, score)
             curves[name] = (false_positives.tolist(), true_positives.tolist())
-    return line_plot(curves, title="ROC against the labels", x_label="false positives", label="true positives")
+    return line_plot(
+        curves, title="ROC against the labels", x_label="share of false positives", label="share of true positives"
+    )
 
 
 def _map_picture(agreement_map: "torch.Tensor") -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -68,8 +68,8 @@ def _blurred(image: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def _compressed(image: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     _, content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    decoded: Any = cv2.imdecode(content, cv2.IMREAD_COLOR)
-    return np.ascontiguousarray(decoded[..., ::-1]), alpha
+    decoded = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    return np.asarray(decoded, dtype=np.uint8)[..., ::-1].copy(), alpha
 
 
 def _darkened(image: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
