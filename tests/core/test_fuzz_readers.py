@@ -58,7 +58,7 @@ def parquet(rows):
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {}
     for name in names:
-        values = [row.get(name) for row in rows]
+        values = [row.get(name) or None for row in rows]  # Parquet holds no empty object
         try:
             columns[name] = pa.array(values)
         except (pa.ArrowException, ValueError, TypeError, OverflowError, UnicodeError):
