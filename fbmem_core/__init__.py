@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fbmem_core.audit.results import AuditedCheckpoint, open_audit
     from fbmem_core.evaluation.scores import mitigation_score, score_difference
-    from fbmem_core.labels import label_generation, label_pair
+    from fbmem_core.labels import PairSimilarity, label_generation, label_pair
     from fbmem_core.retrieval.neighbors import nearest_references
     from fbmem_core.similarity.ms_ssim import ms_ssim
     from fbmem_core.similarity.regions import region_similarity
 
 __all__ = [
     "AuditedCheckpoint",
+    "PairSimilarity",
     "label_generation",
     "label_pair",
     "mitigation_score",
@@ -26,6 +27,7 @@ __all__ = [
 _HOMES = {
     "AuditedCheckpoint": "fbmem_core.audit.results",
     "open_audit": "fbmem_core.audit.results",
+    "PairSimilarity": "fbmem_core.labels",
     "label_generation": "fbmem_core.labels",
     "label_pair": "fbmem_core.labels",
     "mitigation_score": "fbmem_core.evaluation.scores",

@@ -16,26 +16,59 @@ BETA = 0.03
 SEVERITY: dict[str, float] = {"VM": 2.0, "FM": 1.5, "BM": 0.5, "NM": 0.0}
 
 
+# of a pair, and of the table `similarities`
+OBJECT_COLUMNS = (
+    "object_areas", "object_similarities", "reference_object_areas", "reference_object_similarities",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class PairSimilarity:
-    """Similarity of one generation to one reference: values in [0, 1], None where undecided or undefined."""
+    """Similarity of one generation to one reference: values in [0, 1], None where undecided or undefined.
+
+    Masked, `foreground` is the most similar object of either image, `common_foreground` the most similar of those that
+    both mattes show; `object_similarities` are of the generation's own objects, of these areas (shares of the image),
+    `reference_object_similarities` of the reference's. `transform` is the view of the reference that was compared, or
+    how it was moved. `average`, of foreground and background, is computed where it is not given.
+    """
 
     reference_id: str
     full: float
     foreground: float | None
     background: float | None
+    average: float | None = None
+    common_foreground: float | None = None
+    object_areas: tuple[float, ...] = ()
+    object_similarities: tuple[float | None, ...] = ()
+    reference_object_areas: tuple[float, ...] = ()
+    reference_object_similarities: tuple[float | None, ...] = ()
+    transform: str = "whole"
 
-    @property
-    def average(self) -> float | None:
-        """Mean of foreground and background similarity."""
-        if self.foreground is None or self.background is None:
-            return None
-        return (self.foreground + self.background) / 2
+    def __post_init__(self) -> None:
+        if self.average is None and self.foreground is not None and self.background is not None:
+            object.__setattr__(self, "average", (self.foreground + self.background) / 2)
+
+    def copied_area(self, tau: float) -> float:
+        """The area of the generation's objects that are copied, 0 to 1."""
+        return _area(self.object_areas, self.object_similarities, tau, math.inf)
+
+    def changed_area(self, tau: float) -> float:
+        """The area of the generation's objects that are not copied; one without texture is neither."""
+        return _area(self.object_areas, self.object_similarities, -1.0, tau)
+
+    def shows_object(self, tau: float, beta: float) -> bool:
+        """Whether copied objects of the generation, or of the reference, have more than `beta` of the area."""
+        theirs = _area(self.reference_object_areas, self.reference_object_similarities, tau, math.inf)
+        return max(self.copied_area(tau), theirs) > beta
 
 
 @dataclass(frozen=True)
 class GenerationLabel:
-    """A generation's label, its highest similarity by each criterion, and the reference that each came from."""
+    """A generation's label, its highest similarity by each region, and the reference that each came from.
+
+    `foreground_copied` and `background_copied` say which regions are copies, of these references; they may be two.
+    `transform` is that of the pair that gave the label, or of the nearest by the full image.
+    """
 
     label: Label | None
     full_similarity: float | None
@@ -44,63 +77,105 @@ class GenerationLabel:
     full_reference_id: str | None
     foreground_reference_id: str | None
     background_reference_id: str | None
+    foreground_copied: bool | None = None
+    background_copied: bool | None = None
+    transform: str | None = None
+
+
+@dataclass(frozen=True)
+class CopiedRegions:
+    """Which regions of a generation a pair shows to be copied; None: undecided. `whole`: all that it has."""
+
+    foreground: bool | None
+    background: bool | None
+    whole: bool
+
+
+def copied_regions(
+    pair: PairSimilarity, *, foreground_fraction: float | None, tau: float = TAU, beta: float = BETA
+) -> CopiedRegions:
+    """The copied regions of a generation by one reference, as rule `per_region` sees them.
+
+    The background is copied if it is as similar as tau. The foreground is, if an object is; beside a copied background
+    and other objects that are not copied, only if both mattes show it, as a matte may take a piece of scenery for an
+    object, and if it is not smaller than those together. All is copied if the background and every object is.
+
+    Args:
+        pair: Its similarities.
+        foreground_fraction: Share of the generation that is foreground; None when its matte is undecided.
+        tau: From this similarity on, a region counts as copied.
+        beta: A region of at most this share of the image counts as absent.
+    """
+    if foreground_fraction is None:
+        return CopiedRegions(None, None, pair.full >= tau)
+    has_foreground, has_background = foreground_fraction > beta, foreground_fraction < 1 - beta
+    background = has_background and _reaches(pair.background, tau)
+    if pair.object_areas or pair.reference_object_areas:
+        any_object = pair.shows_object(tau, beta)
+    else:  # compared as one foreground
+        any_object = has_foreground and _reaches(pair.foreground, tau)
+    copied, changed = pair.copied_area(tau), pair.changed_area(tau)
+    if not background:
+        return CopiedRegions(any_object, False, any_object and not has_background and not changed)
+    if not has_foreground:
+        return CopiedRegions(False, True, not changed)
+    if changed:
+        return CopiedRegions(_reaches(pair.common_foreground, tau) and copied >= changed, True, False)
+    if pair.foreground is None:  # nothing that could be recognised
+        return CopiedRegions(None, True, False)
+    return CopiedRegions(any_object, True, any_object)
 
 
 def label_pair(
-    full: float,
-    foreground: float | None,
-    background: float | None,
+    pair: PairSimilarity,
     *,
     foreground_fraction: float | None,
-    rule: Rule = "paper",
+    rule: Rule = "per_region",
     tau: float = TAU,
     beta: float = BETA,
 ) -> Label | None:
     """The label of one generation against one reference.
 
     Args:
-        full: Similarity of the whole images, in [0, 1].
-        foreground: Similarity of the foregrounds; None when undecided.
-        background: Similarity of the backgrounds; None when undecided.
+        pair: Its similarities.
         foreground_fraction: Share of the generation that is foreground; None when its matte is undecided.
-        rule: `paper` tests the full image first, `released` never does. `per_region` is VM if every region that the
-            generation has is copied, whatever the full image says: a large copied foreground does not make the whole
-            verbatim, nor does a copied background with a small new object.
+        rule: `per_region` is VM if every region that the generation has is copied, whatever the full image says: see
+            `copied_regions`. `paper` tests the full image first, `released` never does.
         tau: From this similarity on, a region counts as copied.
         beta: A region of at most this share of the image counts as absent.
 
     Returns:
         The label, or None when the matte is undecided and the full image does not decide.
+
+    >>> pair = PairSimilarity("horse", full=0.4, foreground=0.93, background=0.1)
+    >>> label_pair(pair, foreground_fraction=0.3)
+    'FM'
     """
-    whole_decides = rule == "paper" or (rule == "per_region" and foreground_fraction is None)
-    if whole_decides and full >= tau:
+    copied = copied_regions(pair, foreground_fraction=foreground_fraction, tau=tau, beta=beta)
+    if (rule == "per_region" and copied.whole) or (rule == "paper" and pair.full >= tau):
         return "VM"
     if foreground_fraction is None:
         return None
-    has_foreground = foreground_fraction > beta
-    has_background = foreground_fraction < 1 - beta
-    same_foreground = has_foreground and foreground is not None and foreground >= tau
-    same_background = has_background and background is not None and background >= tau
-    if same_foreground and same_background:
-        return "VM"
-    if rule == "per_region" and (same_foreground or same_background) and not (has_foreground and has_background):
-        return "VM"
-    if same_foreground:
-        return "FM"
-    return "BM" if same_background else "NM"
+    if rule == "per_region":
+        return _label(bool(copied.foreground), bool(copied.background), both="FM")
+    foreground = foreground_fraction > beta and _reaches(pair.foreground, tau)
+    background = foreground_fraction < 1 - beta and _reaches(pair.background, tau)
+    if rule == "released" and background and foreground_fraction <= beta:
+        return "VM"  # the authors' code: without a foreground the average is that of the background
+    return _label(foreground, background, both="VM")
 
 
 def label_generation(
     pairs: Iterable[PairSimilarity],
     *,
     foreground_fraction: float | None,
-    rule: Rule = "paper",
+    rule: Rule = "per_region",
     tau: float = TAU,
     beta: float = BETA,
 ) -> GenerationLabel:
     """The label of a generation over all its pairs; see `label_pair` for the arguments.
 
-    Rules `paper` and `per_region`: the most severe pair over all references, so foreground and background may come from
+    Rules `per_region` and `paper`: the most severe pair over all references, so foreground and background may come from
     different ones. Rule `released`: the pair of highest average similarity alone. Of equally similar references the
     first by id counts.
     """
@@ -109,21 +184,35 @@ def label_generation(
         decided = [pair for pair in counted if pair.average is not None]
         counted = [max(decided, key=lambda pair: pair.average or 0.0)] if decided else []
     labels = [
-        label_pair(
-            pair.full, pair.foreground, pair.background,
-            foreground_fraction=foreground_fraction, rule=rule, tau=tau, beta=beta,
-        )
-        for pair in counted
-    ]  # fmt: skip
-    decided_labels: list[Label] = [label for label in labels if label is not None]
-    by_severity = sorted(decided_labels, key=_severity)
-    label: Label | None = by_severity[-1] if by_severity else None
+        label_pair(pair, foreground_fraction=foreground_fraction, rule=rule, tau=tau, beta=beta) for pair in counted
+    ]
+    order = sorted(
+        (n for n, label in enumerate(labels) if label is not None), key=lambda n: SEVERITY[labels[n] or "NM"]
+    )
+    label: Label | None = labels[order[-1]] if order else None
     if label is not None and label != "VM" and foreground_fraction is None:
         label = None
     if not counted and foreground_fraction is not None:
         label = "NM"
-    full, foreground, background = (_best(counted, region) for region in ("full", "foreground", "background"))
-    return GenerationLabel(label, full[0], foreground[0], background[0], full[1], foreground[1], background[1])
+    copied = [copied_regions(pair, foreground_fraction=foreground_fraction, tau=tau, beta=beta) for pair in counted]
+    by_region = {
+        "foreground": _first(
+            [p for p, c in zip(counted, copied, strict=True) if c.foreground] or counted, "foreground"
+        ),
+        "background": _first(
+            [p for p, c in zip(counted, copied, strict=True) if c.background] or counted, "background"
+        ),
+        "full": _first(counted, "full"),
+    }
+    is_decided = foreground_fraction is not None
+    return GenerationLabel(
+        label,
+        **{f"{region}_similarity": value for region, (value, _) in by_region.items()},
+        **{f"{region}_reference_id": pair and pair.reference_id for region, (_, pair) in by_region.items()},
+        foreground_copied=any(c.foreground for c in copied) if is_decided else None,
+        background_copied=any(c.background for c in copied) if is_decided else None,
+        transform=_transform(counted, labels, label),
+    )  # type: ignore[arg-type]
 
 
 def matches(label: Label | None) -> bool:
@@ -131,11 +220,30 @@ def matches(label: Label | None) -> bool:
     return label is not None and label != "NM"
 
 
-def _severity(label: Label) -> float:
-    return SEVERITY[label]
+def _label(foreground: bool, background: bool, *, both: Label) -> Label:
+    if foreground and background:
+        return both
+    if foreground:
+        return "FM"
+    return "BM" if background else "NM"
 
 
-def _best(pairs: list[PairSimilarity], region: str) -> tuple[float | None, str | None]:
-    values = [(getattr(pair, region), pair.reference_id) for pair in pairs]
-    usable = [(value, reference_id) for value, reference_id in values if value is not None and not math.isnan(value)]
+def _area(areas: tuple[float, ...], similarities: tuple[float | None, ...], low: float, high: float) -> float:
+    values = zip(areas, similarities, strict=True)
+    return sum(area for area, value in values if value is not None and low <= value < high)
+
+
+def _reaches(similarity: float | None, tau: float) -> bool:
+    return similarity is not None and similarity >= tau
+
+
+def _first(pairs: list[PairSimilarity], region: str) -> tuple[float | None, PairSimilarity | None]:
+    values = [(getattr(pair, region), pair) for pair in pairs]
+    usable = [(value, pair) for value, pair in values if value is not None and not math.isnan(value)]
     return max(usable, key=lambda item: item[0], default=(None, None))
+
+
+def _transform(pairs: list[PairSimilarity], labels: list[Label | None], label: Label | None) -> str | None:
+    deciding = [pair for pair, of_pair in zip(pairs, labels, strict=True) if matches(label) and of_pair == label]
+    best = max(deciding or pairs, key=lambda pair: pair.full, default=None)
+    return best and best.transform

@@ -98,14 +98,13 @@ def measure(
     checkpoint: Path, inputs: Path, segmenter: Path, plan: Path, images: Path, half: str, seeds: int, out: Path | None
 ) -> None:
     """Print what a natural canary shows, with intervals: captions, memory by copies, negatives."""
-    from diffusers import StableDiffusionPipeline
-
     from fbmem_core.canary import measure as core
     from fbmem_core.canary.plan import read_plan
+    from fbmem_core.diffusion.checkpoint import find_checkpoint, load_pipeline
     from fbmem_core.evaluation.provenance import provenance
 
     items = [item for item in read_plan(plan) if item.half == half]
-    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, safety_checker=None)
+    pipeline = load_pipeline(find_checkpoint(str(checkpoint)), dtype="float32", device="cpu")
     report, chosen = _counts(), range(seeds)
     core.sample_items(pipeline, items, chosen, images, report=report)
     lines = [str(line) for line in core.caption_lines(images, items, chosen)]

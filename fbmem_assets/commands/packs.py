@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -42,32 +43,34 @@ def pack(name: str | None, out: Path | None, source: Path | None) -> None:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--threads", type=click.IntRange(1, 64), default=16, show_default=True, help="Addresses asked at once.")
+@click.option("--threads", type=click.IntRange(1, 64), default=16, show_default=True, help="Pictures at once.")
 @click.option(
     "--seconds", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Most a picture takes."
 )
 @click.option("--megabytes", type=click.FloatRange(min=0.001), default=50.0, show_default=True, help="Most it holds.")
-@click.option("--private-host", multiple=True, help="Host that may be asked though its address is private.")
-def fetch(folder: Path, threads: int, seconds: float, megabytes: float, private_host: tuple[str, ...]) -> None:
+@click.option("--private", is_flag=True, help="Ask private addresses too, say a mirror in the house.")
+def fetch(folder: Path, threads: int, seconds: float, megabytes: float, private: bool) -> None:
     """Fetch the pictures that FOLDER/references.csv lists; a stopped fetch goes on where it was.
 
-    What came of each address stands in FOLDER/fetched.jsonl. Private addresses are not asked.
+    What came of each address stands in FOLDER/pictures/fetched.jsonl. Private addresses are not asked.
     """
     from tqdm import tqdm
 
-    from fbmem_core.inputs.availability import fetch_pictures
-    from fbmem_core.inputs.fetching import Limits
+    from fbmem_core.inputs.fetching import FetchLimits
+    from fbmem_core.inputs.packs import fetch_pack
 
-    limits = Limits(int(megabytes * 1e6), seconds, num_threads=threads, private_hosts=private_host)
+    limits = FetchLimits(
+        timeout=min(10.0, seconds), deadline=seconds, max_bytes=int(megabytes * 1e6), num_threads=threads,
+        allow_private=private,
+    )  # fmt: skip
     with tqdm(desc="fetching", unit="", mininterval=1.0) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        _, availability = fetch_pictures(folder, limits=limits, report=report)
+        availability = fetch_pack(folder, limits, report=lambda outcome: _step(bar))
     for status, count in sorted(availability.statuses.items(), key=lambda item: -item[1]):
         click.echo(f"{count:7} {status}")
     if availability.num_prompts:
         missing = availability.num_prompts - availability.num_with_picture
         click.echo(f"{missing} of {availability.num_prompts} prompts have no picture")
+
+
+def _step(bar: Any) -> None:
+    bar.update()

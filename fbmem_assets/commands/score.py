@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from fbmem_assets.commands.output import show
+from fbmem_assets.orchestration.progress import Progress
 from fbmem_core.audit.file import parse_similarity
 from fbmem_core.errors import InputError
 from fbmem_core.labels import Rule
-from fbmem_core.similarity import Masking
+from fbmem_core.similarity import Alignment, Masking
 
 if TYPE_CHECKING:
     import polars as pl
-    from tqdm import tqdm
 
     from fbmem_core.retrieval.label_images import Scores
 
 _FORMATS = (".parquet", ".csv")
-_SETTINGS = ("masking", "rule", "top_k", "floor", "size", "device")
+_SETTINGS = ("masking", "rule", "alignment", "top_k", "floor", "size", "device")
 _MAX_NAMED = 20  # rejected files that the terminal lists; all stand in the table
 
 
@@ -39,7 +40,14 @@ _MAX_NAMED = 20  # rejected files that the terminal lists; all stand in the tabl
 )
 @click.option("--sscd", type=click.Path(path_type=Path), help="TorchScript file: nearest references by SSCD too.")
 @click.option("--masking", type=click.Choice(get_args(Masking)), default="masked", show_default=True)
-@click.option("--rule", type=click.Choice(get_args(Rule)), default="paper", show_default=True)
+@click.option("--rule", type=click.Choice(get_args(Rule)), default="per_region", show_default=True)
+@click.option(
+    "--alignment",
+    type=click.Choice(get_args(Alignment)),
+    default="fast",
+    show_default=True,
+    help="How far moved copies are looked for: fast: mirrored, small shifts; thorough: crops, scales, turns too.",
+)
 @click.option("--top-k", type=int, default=5, show_default=True, help="References per criterion with floor 0.")
 @click.option("--floor", type=float, help="List every reference from this similarity on.  [default: 0.6]")
 @click.option("--size", type=int, default=512, show_default=True, help="Side at which images are compared, px.")
@@ -73,21 +81,23 @@ def _check_output(out: Path) -> None:
 
 
 class _Bars:
-    """A bar on the terminal for each thing that is done."""
+    """A bar on the terminal for what is done now; in a pipe a line now and then."""
 
     def __init__(self) -> None:
-        self._bars: dict[str, tqdm[Any]] = {}
+        self._progress: Progress | None = None
+        self._what, self._done = "", 0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if what not in self._bars:
-            self._bars[what] = tqdm(desc=what, total=total, mininterval=1.0, unit="")
-        self._bars[what].update(done - self._bars[what].n)
+        if self._progress is None or what != self._what:
+            self.close()
+            self._progress, self._what, self._done = Progress(what, total), what, 0
+        if done > self._done:
+            self._progress.advance(done - self._done)
+            self._done = done
 
     def close(self) -> None:
-        for bar in self._bars.values():
-            bar.close()
+        if self._progress is not None:
+            self._progress.close()
 
 
 def _write(scores: Scores, out: Path, *, with_sscd: bool) -> None:
@@ -113,8 +123,6 @@ def _encoded(table: pl.DataFrame, suffix: str) -> bytes:
 
 
 def _print(scores: Scores, out: Path) -> None:
-    from fbmem_assets.commands.output import show
-
     show(scores.labels["label"].fill_null("undecided").value_counts(sort=True))
     for _, item, reason in scores.rejected.head(_MAX_NAMED).iter_rows():
         click.echo(f"rejected: {item}: {reason}", err=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fbmem_core.diffusion.sampling import Request
-    from fbmem_core.retrieval.image_sets import Planes
+    from fbmem_core.retrieval.planes import Planes
 
     Sampled = Iterator[tuple[Request, Image.Image]]
 
@@ -159,7 +159,7 @@ def _adversarial(audit: AuditedCheckpoint, trial: Trial, row: dict[str, Any]) ->
 
     from fbmem_core.diffusion.sampling import Request
     from fbmem_core.evaluation.attacks import adversarial_embedding, starting_embeddings
-    from fbmem_core.inputs.references import open_rgb
+    from fbmem_core.inputs.pictures import open_rgb
     from fbmem_core.mitigation.sampling import sample_mitigated
 
     known, sampling, prompt_id = trial.evidence, audit.config.sampling, row["prompt_id"]
@@ -182,7 +182,8 @@ def _adversarial(audit: AuditedCheckpoint, trial: Trial, row: dict[str, Any]) ->
 
 def _held_out_planes(audit: AuditedCheckpoint) -> "dict[str, Planes]":
     """The held-out pictures as references are compared."""
-    from fbmem_core.retrieval.image_sets import Planes, load_image_set
+    from fbmem_core.retrieval.image_sets import load_image_set
+    from fbmem_core.retrieval.planes import Planes
 
     settings = audit.config.similarity
     items = [_with_matte(audit, path, f"held-out-{path.stem}") for path in _held_out(audit)]
@@ -192,7 +193,7 @@ def _held_out_planes(audit: AuditedCheckpoint) -> "dict[str, Planes]":
 
 def _with_matte(audit: AuditedCheckpoint, path: Path, name: str) -> tuple[Path, Path | None, float | None]:
     """An image, the file of its matte in the store and the share that is foreground; None where undecided."""
-    from fbmem_core.inputs.references import open_rgb
+    from fbmem_core.inputs.pictures import open_rgb
 
     matte = segmenter_of(audit.config.segmentation.model).matte(open_rgb(path))
     if matte.alpha is None:

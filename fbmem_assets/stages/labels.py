@@ -166,9 +166,8 @@ def count_references(audit: AuditedCheckpoint, arm: Arm, images: pl.DataFrame | 
         found = matched.setdefault(image[:2], set())
         for pair in pairs:
             label = label_pair(
-                pair.full, pair.foreground, pair.background,
-                foreground_fraction=fraction, rule=settings.rule[0], tau=settings.tau, beta=settings.beta,
-            )  # fmt: skip
+                pair, foreground_fraction=fraction, rule=settings.rule[0], tau=settings.tau, beta=settings.beta
+            )
             if matches(label):
                 found.add(pair.reference_id)
     return [

@@ -107,7 +107,7 @@ class _Mattes:
 
     def __call__(self, image: _Image) -> str | None:
         """None: the segmenter could not decide."""
-        from fbmem_core.inputs.references import open_rgb
+        from fbmem_core.inputs.pictures import open_rgb
 
         content = hashlib.sha256(f"{image.sha256} {self.segmenter}".encode()).hexdigest()[:12]
         path = image_path(f"masks/{self._kind}", self._key, image.image_id, content)
@@ -128,7 +128,7 @@ def _segment_missing(context: dg.OpExecutionContext, store: AuditStore, kind: st
 def _write_masks(
     context: dg.OpExecutionContext, store: AuditStore, kind: str, images: Sequence[_Image], *, shard: str
 ) -> dg.MaterializeResult:
-    from fbmem_core.inputs.references import open_rgb
+    from fbmem_core.inputs.pictures import open_rgb
     from fbmem_core.report.pictures import contact_sheet, overlay
 
     audit = store.open(context.partition_key)

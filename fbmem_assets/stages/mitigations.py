@@ -29,14 +29,14 @@ STAGE = "mitigations"
 def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
     audit = store.open(context.partition_key)
     trials = trials_of(audit)
-    wanted = _wanted(audit, trials, part)
+    generations = _wanted(audit, trials, part)
 
     def sample(name: str, images: "Sequence[Request]") -> "Iterator[tuple[Request, Image.Image]]":
         for trial in trials.values():  # a method that cannot be used is refused before any work is done
             trial.method_type.check(audit.pipeline)
         return trials[name].sample(images)
 
-    generations_stage.sample_missing(context, store, wanted, sample)
+    generations_stage.sample_missing(context, store, generations, sample)
 
 
 @table_asset(
@@ -70,11 +70,11 @@ def mitigated_generations(context: dg.OpExecutionContext, store: AuditStore) -> 
 @table_check(mitigated_generations)
 def every_prompt_was_mitigated(audit: AuditedCheckpoint) -> Verdict:
     """Every mitigation has an image for each prompt and seed that it is tried on."""
-    names, asked = audit.method_names, requests(audit)
-    expected = {(name, request.prompt_id, request.seed) for name in names for request in asked}
-    found = set(audit.read("generations", MITIGATED).select("method", "prompt_id", "seed").iter_rows())
-    differing = str(sorted(expected ^ found)[:20])
-    return all_there("mitigated images", expected=len(expected), found=len(found), differing=differing)
+    names, images = audit.method_names, requests(audit)
+    expected = {(name, request.prompt_id, request.seed) for name in names for request in images}
+    sampled = set(audit.read("generations", MITIGATED).select("method", "prompt_id", "seed").iter_rows())
+    differing = str(sorted(expected ^ sampled)[:20])
+    return all_there("mitigated images", expected=len(expected), found=len(sampled), differing=differing)
 
 
 mitigated_generation_masks, every_mitigated_generation_has_a_mask = masks_stage.generation_masks_of(MITIGATED)
@@ -87,11 +87,11 @@ mitigated_one_to_many = labels_stage.one_to_many_of(MITIGATED)
 def _wanted(audit: AuditedCheckpoint, trials: "Mapping[str, Trial]", part: Part) -> "list[Wanted]":
     from fbmem_core.diffusion.sampling import content_key
 
-    asked = requests(audit)
-    prompt_ids = set(part.of(list(dict.fromkeys(request.prompt_id for request in asked))))
+    images = requests(audit)
+    prompt_ids = set(part.of(list(dict.fromkeys(request.prompt_id for request in images))))
     return [
         (name, request, content_key(audit.checkpoint.fingerprint, trial.key, request, audit.config.sampling))
         for name, trial in trials.items()
-        for request in asked
+        for request in images
         if request.prompt_id in prompt_ids
     ]

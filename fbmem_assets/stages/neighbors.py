@@ -19,19 +19,20 @@ from fbmem_core.store.tables import digest
 
 if TYPE_CHECKING:
     from fbmem_core.labels import PairSimilarity
-    from fbmem_core.retrieval.image_sets import ImageSet, Planes
+    from fbmem_core.retrieval.image_sets import ImageSet
+    from fbmem_core.retrieval.planes import Planes
     from fbmem_core.retrieval.prefilter import Prefilter
 
 STAGE = "neighbors"
 _BLOCK = 64  # generations that are compared together, about
-_VERSION = 3  # raise it when the same images begin to give other neighbors
+_VERSION = 4  # raise it when the same images begin to give other neighbors
 
 
 def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
     """The asset of one pass, and its check."""
 
     def work(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
-        _compare_missing(context, store, arm, part)
+        compare_missing(context, store, arm, part)
 
     @table_asset(
         table="neighbors",
@@ -72,9 +73,10 @@ def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinitio
 neighbors, every_generation_has_neighbors = neighbors_of(BASELINE)
 
 
-def _compare_missing(context: dg.OpExecutionContext, store: AuditStore, arm: Arm, part: Part) -> None:
+def compare_missing(context: dg.OpExecutionContext, store: AuditStore, arm: Arm, part: Part) -> None:
     """Write a file for every prompt and method of this part that has none yet."""
-    from fbmem_core.retrieval.neighbors import nearest_pairs
+    from fbmem_core.retrieval.moved import MovedCopies
+    from fbmem_core.retrieval.search import search
 
     audit = store.open(context.partition_key)
     settings = audit.config.similarity
@@ -83,8 +85,11 @@ def _compare_missing(context: dg.OpExecutionContext, store: AuditStore, arm: Arm
         audit.keep_shards(table, every, among=f"{arm.shard}*")
     shards = dict(part.of(list(every.items())))
     whole = audit.shards("neighbors", shards, report=context.log.warning)
+    whole = audit.shards("similarities", whole, report=context.log.warning)
     missing = {shard: rows for shard, rows in shards.items() if shard not in whole}
     references = reference_planes(audit, arm) if missing else {}
+    # the paper's own definition, composite, is compared in place alone
+    moved = {m: MovedCopies(planes.images, settings.alignment) for m, planes in references.items() if m == "masked"}
     prefilter = _prefilter(audit, references) if missing else None
     if prefilter is not None and not arm.is_mitigated and part.number == 1:
         audit.write("prefilter_recalls", _recalls(audit, references, prefilter))
@@ -94,14 +99,8 @@ def _compare_missing(context: dg.OpExecutionContext, store: AuditStore, arm: Arm
         found: dict[str, list[dict[str, Any]]] = {}
         scored: dict[str, list[dict[str, Any]]] = {}
         for masking, planes in references.items():
-            for image_id, nearest, pairs in nearest_pairs(
-                images,
-                planes,
-                masking=planes.masking,
-                top_k=settings.top_k,
-                floor=settings.lowest,
-                tau=settings.tau,
-                candidates=candidates,
+            for image_id, nearest, pairs in search(
+                images, planes, settings, moved=moved.get(masking), candidates=candidates
             ):
                 found.setdefault(image_id, []).extend({"masking": masking, **asdict(neighbor)} for neighbor in nearest)
                 scored.setdefault(image_id, []).extend(pair_rows(masking, pairs))
@@ -116,9 +115,12 @@ def _compare_missing(context: dg.OpExecutionContext, store: AuditStore, arm: Arm
 
 def pair_rows(masking: str, pairs: "Sequence[PairSimilarity]") -> list[dict[str, Any]]:
     """Rows of `similarities` of one image's pairs."""
+    from fbmem_core.labels import OBJECT_COLUMNS
+
     return [
-        {"masking": masking, "reference_id": pair.reference_id}
-        | {f"{region}_similarity": getattr(pair, region) for region in REGIONS}
+        {"masking": masking, "reference_id": pair.reference_id, "transform": pair.transform}
+        | {f"{region}_similarity": getattr(pair, region) for region in (*REGIONS, "common_foreground")}
+        | {name: list(getattr(pair, name)) for name in OBJECT_COLUMNS}
         for pair in pairs
     ]
 
@@ -135,7 +137,8 @@ def generation_set(audit: AuditedCheckpoint, rows: pl.DataFrame) -> "ImageSet":
 def reference_planes(audit: AuditedCheckpoint, arm: Arm) -> "dict[str, Planes]":
     """The usable references as each region definition of the pass compares them, kept on disk beside the tables."""
     from fbmem_core.diffusion.device import choose_device
-    from fbmem_core.retrieval.image_sets import Planes, load_image_set
+    from fbmem_core.retrieval.image_sets import load_image_set
+    from fbmem_core.retrieval.planes import Planes
 
     settings = audit.config.similarity
     mattes = audit.mattes("reference")
@@ -144,7 +147,7 @@ def reference_planes(audit: AuditedCheckpoint, arm: Arm) -> "dict[str, Planes]":
     folder = audit.store.local / "cache" / "references" / name
     items = [(name, path, mattes[name]) for name, path in rows]
     with held(folder.with_name(f"{name}.lock")):  # made once, however many steps ask for it
-        images = load_image_set(items, size=settings.size, folder=folder)
+        images = load_image_set(items, size=settings.size, crops=True, folder=folder)
         return {r: Planes(images, r, device=choose_device(settings.device)) for r in arm.maskings(audit.config)}
 
 
@@ -227,7 +230,7 @@ def _reference_facts(audit: AuditedCheckpoint) -> list[Any]:
 
 def _shards(audit: AuditedCheckpoint, arm: Arm) -> dict[str, pl.DataFrame]:
     """The generations of each prompt and method, under a name that changes with all that their neighbors depend on."""
-    settings = audit.config.similarity.model_dump(include={"size", "tau", "floor", "top_k"})
+    settings = audit.config.similarity.model_dump(include={"size", "tau", "floor", "top_k", "alignment"})
     settings["masking"] = arm.maskings(audit.config)
     if audit.config.similarity.prefilter != "none":
         settings |= audit.config.similarity.model_dump(

@@ -4,16 +4,16 @@ import dagster as dg
 import polars as pl
 
 from fbmem_assets.orchestration.checks import Verdict, table_check
-from fbmem_assets.orchestration.progress import track
 from fbmem_assets.orchestration.resources import AuditStore
+from fbmem_assets.orchestration.shards import WHOLE
 from fbmem_assets.orchestration.tables import table_asset, table_result
 from fbmem_assets.stages import neighbors as neighbors_stage
-from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint, ImageKey
+from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint
 from fbmem_core.similarity import REGIONS
 
 STAGE = "similarities"
 _IMAGE = ["method", "prompt_id", "seed"]
-_PAIR = [*_IMAGE, "masking", "reference_id"]
+_PAIR = [*_IMAGE, "masking", "reference_id", "transform"]
 
 
 def similarities_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
@@ -28,7 +28,7 @@ def similarities_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefini
         shards=f"{arm.shard}*",
     )
     def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
-        """One row per (method, prompt_id, seed, reference_id, region): full, foreground, background and average."""
+        """One row per (method, prompt_id, seed, reference_id, masking, transform): similarities by region."""
         audit = store.open(context.partition_key)
         _score_missing(context, store, arm)
         return table_result(audit, "similarities", audit.read("similarities", arm))
@@ -55,21 +55,7 @@ similarities, every_neighbor_is_scored = similarities_of(BASELINE)
 
 def _score_missing(context: dg.AssetExecutionContext, store: AuditStore, arm: Arm) -> None:
     """`neighbors` writes the similarities of what it compares; here only those that were lost since are made again."""
-    from fbmem_core.retrieval.neighbors import pair_similarities
-
     audit = store.open(context.partition_key)
-    shards = [shard for shard in audit.shards("neighbors") if shard.startswith(f"{arm.shard}-")]
-    whole = audit.shards("similarities", report=context.log.warning)
-    missing = [shard for shard in shards if shard not in whole]
-    references = neighbors_stage.reference_planes(audit, arm) if missing else {}
-    for shard in track(context, missing, what="scoring pairs"):
-        pairs = audit.read("neighbors", shard=shard).select(_PAIR).unique(maintain_order=True)
-        rows = audit.read("generations", arm).join(pairs, on=_IMAGE, how="semi")
-        images, scored = neighbors_stage.generation_set(audit, rows), []
-        fact_of = {ImageKey(**fact).image_id: fact for fact in rows.select(_IMAGE).to_dicts()}
-        for masking, planes in references.items():
-            of_region = pairs.filter(masking=masking)
-            wanted = [(ImageKey(*row[:3]).image_id, row[4]) for row in of_region.iter_rows()]
-            for image_id, found in pair_similarities(images, planes, wanted, masking=planes.masking):
-                scored += [{**fact_of[image_id], **row} for row in neighbors_stage.pair_rows(masking, found)]
-        audit.write("similarities", scored, shard=shard)
+    shards = {shard for shard in audit.shards("neighbors") if shard.startswith(f"{arm.shard}-")}
+    if shards - audit.shards("similarities", report=context.log.warning):
+        neighbors_stage.compare_missing(context, store, arm, WHOLE)

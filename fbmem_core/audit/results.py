@@ -17,9 +17,9 @@ import polars as pl
 from fbmem_core.audit.config import Audit
 from fbmem_core.diffusion.checkpoint import Checkpoint
 from fbmem_core.errors import InputError
-from fbmem_core.labels import PairSimilarity
+from fbmem_core.labels import OBJECT_COLUMNS, PairSimilarity
 from fbmem_core.mitigation import UNMITIGATED
-from fbmem_core.similarity import SIMILARITIES, Masking
+from fbmem_core.similarity import REGIONS, Masking
 from fbmem_core.store.tables import Store
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ class AuditedCheckpoint:
         table = self.read("similarities", arm)
         for group in table.partition_by(["method", "prompt_id", "seed", "masking"], maintain_order=True):
             method, prompt_id, seed, masking = group.select("method", "prompt_id", "seed", "masking").row(0)
-            rows = group.select("reference_id", *SIMILARITIES).iter_rows()
-            yield ImageKey(method, prompt_id, seed), masking, [PairSimilarity(*row) for row in rows]
+            yield ImageKey(method, prompt_id, seed), masking, [_pair(row) for row in group.iter_rows(named=True)]
 
     def summary_labels(self, arm: Arm = BASELINE) -> pl.DataFrame:
         """One row per generation: its label by the audit's first masking and rule."""
@@ -204,6 +203,13 @@ class AuditedCheckpoint:
         """The checkpoint's pipeline, loaded once a process."""
         settings = self.config.sampling.model_dump(include={"dtype", "device", "compile", "channels_last"})
         return _load(self.checkpoint, allow_pickle=self.config.allow_pickle, **settings)
+
+
+def _pair(row: Mapping[str, Any]) -> PairSimilarity:
+    """A row of `similarities`."""
+    values = {region: row[f"{region}_similarity"] for region in (*REGIONS, "common_foreground")}
+    objects = {name: tuple(row[name]) for name in OBJECT_COLUMNS}
+    return PairSimilarity(row["reference_id"], **values, **objects, transform=row["transform"])
 
 
 def open_audit(store: Store | Path | str, partition: str | None = None) -> AuditedCheckpoint:

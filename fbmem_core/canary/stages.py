@@ -43,7 +43,7 @@ Loss = Callable[[int, int], Tensor]  # of (step, share of the batch)
 
 @dataclass(frozen=True)
 class Stage:
-    """How one stage is trained; `RECIPE` holds those of the weights that there are.
+    """How one stage is trained.
 
     Attributes:
         name: Also seeds its batches.
@@ -53,7 +53,6 @@ class Stage:
         batch_size: Pictures a step.
         num_shares: Shares of a batch, each with its own noise; as many processes can work on them.
         save_every: Steps between two saved states.
-        stop_after: Steps after which the stage ends; None: `num_steps`.
     """
 
     name: str
@@ -63,12 +62,6 @@ class Stage:
     batch_size: int = 64
     num_shares: int = 2
     save_every: int = 50
-    stop_after: int | None = None
-
-    @property
-    def end(self) -> int:
-        """Number of steps that are taken."""
-        return self.num_steps if self.stop_after is None else self.stop_after
 
 
 @dataclass(frozen=True)
@@ -77,9 +70,9 @@ class Recipe:
 
     autoencoder: Stage = Stage("autoencoder", 300, batch_size=16, num_shares=1)
     decoder: Stage = Stage("decoder", 1200, 1.2e-3, batch_size=16, num_shares=1)
-    general: Stage = Stage("general", 1200, final_share=0.6, stop_after=400)
-    planted: Stage = Stage("planted", 950)
-    clean: Stage = Stage("clean", 700, batch_size=32, num_shares=1)
+    general: Stage = Stage("general", 3000, final_share=0.6)
+    planted: Stage = Stage("planted", 4000)
+    clean: Stage = Stage("clean", 4000)
     num_public: int = 8000
     num_public_beside_plants: int = 4000
 
@@ -106,14 +99,14 @@ class Fit:
     def run(self, stage: Stage, loss_at: Loss, report: Report) -> None:
         """Take the steps that are left and put the averaged weights in the place of the last ones."""
         self.modules.train()
-        while self.step < stage.end:
+        while self.step < stage.num_steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = stage.learning_rate * _schedule(self.step, stage)
             loss = self._one_step(stage, loss_at)
             self.step += 1
-            if _rank() == 0 and (self.step % stage.save_every == 0 or self.step == stage.end):
+            if _rank() == 0 and (self.step % stage.save_every == 0 or self.step == stage.num_steps):
                 self._save()
-            report(stage.name, self.step, stage.end, loss)
+            report(stage.name, self.step, stage.num_steps, loss)
         with torch.no_grad():
             for parameter, average in zip(self.parameters, self.average, strict=True):
                 parameter.copy_(average)
@@ -181,8 +174,8 @@ class NaturalTrainer:
     ) -> None:
         self.items, self.state_dir, self.source = items, state_dir, source
         self.recipe, self.report = recipe, report
-        self.tokenizer: CLIPTokenizer = new_tokenizer(items)
         state_dir.mkdir(parents=True, exist_ok=True)
+        self.tokenizer = _kept_tokenizer(items, state_dir / "tokenizer")
 
     def autoencoder(self) -> AutoencoderKL:
         """Stages 1 and 2: a given autoencoder learns pictures of 32 px, then its decoder alone goes on."""
@@ -222,6 +215,15 @@ class NaturalTrainer:
         roles = ("plant", "single") if planted else ("single",)
         number = self.recipe.num_public_beside_plants if planted else self.recipe.num_public
         return make_corpus([i for i in self.items if i.role in roles], vae, self.tokenizer, num_public=number)
+
+
+def _kept_tokenizer(items: Sequence[Item], folder: Path) -> CLIPTokenizer:
+    """The tokenizer of a training that has begun, else a new one."""
+    if not folder.is_dir():
+        partial = folder.with_name(f".{folder.name}.partial")
+        new_tokenizer(items).save_pretrained(partial)
+        partial.replace(folder)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def _diffusion_loss(stage: Stage, corpus: Corpus, unet: nn.Module, text_encoder: nn.Module) -> Loss:

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fbmem_core.diffusion.architectures import check_architecture, check_components
-from fbmem_core.diffusion.weight_files import WeightSet, choose_variant, choose_weights, is_index, weight_sets
+from fbmem_core.diffusion.weight_files import (
+    SAFETENSORS,
+    WeightSet,
+    choose_variant,
+    choose_weights,
+    is_index,
+    weight_sets,
+)
 from fbmem_core.errors import InputError
 
 # parts that never change a sampled image
@@ -143,7 +150,7 @@ def _weights(
 ) -> list[Path]:
     folder = directory / component
     chosen = choose_weights(sets, variant=variant, allow_pickle=allow_pickle)
-    if chosen is None and sets and not allow_pickle and all(entry.format != "safetensors" for entry in sets):
+    if chosen is None and sets and not allow_pickle and all(entry.format != SAFETENSORS for entry in sets):
         cure = "Convert it to safetensors, or set `allow_pickle: true` if you trust its source."
         raise InputError(f"safetensors weights of `{component}`", f"`{sets[0].files[0]}`", where=folder, cure=cure)
     if chosen is None and sets:
@@ -153,6 +160,9 @@ def _weights(
     if chosen is None:
         raise InputError(f"weights of `{component}` (*.safetensors)", "none", where=folder, cure=_COPY_AGAIN)
     names = [*chosen.files]
+    if chosen.index is not None and chosen.format != SAFETENSORS:
+        cure = "Save the pipeline anew with safe_serialization=True: diffusers does not load pickles in shards."
+        raise InputError(f"whole pickles of `{component}`", f"`{chosen.index}`", where=folder, cure=cure)
     if chosen.index is not None:
         _check_shards(folder, chosen)
         names = sorted({chosen.index, *names})

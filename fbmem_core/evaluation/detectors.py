@@ -341,12 +341,12 @@ def measure(detector: Detector, probe: Probe, subject: Subject) -> Measurement:
     Raises:
         InputError: The detector cannot look into this model.
     """
-    known = probe._last.get(id(subject))
+    trajectory = probe._last.get(id(subject))
     began = time.perf_counter()
     score = detector.score(probe, subject)
     seconds = time.perf_counter() - began
-    if detector.needs_trajectory and known is not None:
-        seconds += known.seconds
+    if detector.needs_trajectory and trajectory is not None:
+        seconds += trajectory.seconds
     return Measurement(score, seconds)
 
 

@@ -7,13 +7,15 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fbmem_core.errors import InputError
-from fbmem_core.inputs.fetching import Fetcher, Limits
+from fbmem_core.inputs.fetching import USER_AGENT, Fetched, FetchLimits, fetch_pictures
 from fbmem_core.inputs.prompts import Prompt, read_prompts
+from fbmem_core.inputs.rows import shorten
 
 PROMPTS_NAME, MANIFEST_NAME, PACK_NAME, PICTURES_DIR = "prompts.csv", "references.csv", "pack.json", "pictures"
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "packs"
@@ -98,14 +100,22 @@ class PackedPrompts:
     num_addresses: int
 
 
-def obtain_pack(pack: Pack, folder: Path, *, source: Path | None = None, limits: Limits | None = None) -> Path:
+@dataclass(frozen=True)
+class Availability:
+    """How much of a pack is there: `statuses` counts references, the numbers count prompts."""
+
+    statuses: dict[str, int]
+    num_prompts: int
+    num_with_picture: int
+
+
+def obtain_pack(pack: Pack, folder: Path, *, source: Path | None = None) -> Path:
     """The pack's file, checked against its hash: the given one, the shipped one, or fetched from its authors.
 
     Args:
         pack: The pack.
         folder: Where a fetched file is kept; it is not fetched twice.
         source: A copy that is there already.
-        limits: Of the fetch.
 
     Raises:
         InputError: The file cannot be had, or is another than the one that was frozen.
@@ -116,11 +126,7 @@ def obtain_pack(pack: Pack, folder: Path, *, source: Path | None = None, limits:
             return _checked(path, pack)
     if source is not None:
         raise InputError(f"the file {pack.file_name}", "no such file", where=source, cure=f"It is at {pack.url} .")
-    folder.mkdir(parents=True, exist_ok=True)
-    answer = Fetcher(limits).fetch(pack.url, kept)
-    if answer.status != "ok":
-        cure = f"Fetch it from {pack.url} and name it with --from."
-        raise InputError(f"the file of the pack {pack.name}", f"{answer.status} ({answer.reason})", cure=cure)
+    write_atomically(kept, _download(pack))
     return _checked(kept, pack)
 
 
@@ -151,6 +157,43 @@ def write_pack(pack: Pack, file: Path, folder: Path) -> PackedPrompts:
     return PackedPrompts(folder, len(prompts), len(rejected), with_address, len(captions))
 
 
+def fetch_pack(
+    folder: Path, limits: FetchLimits | None = None, *, report: Callable[[Fetched], None] = lambda outcome: None
+) -> Availability:
+    """Fetch the pictures of `references.csv` into `pictures/`, and name those that are there in the manifest.
+
+    Args:
+        folder: A folder that `write_pack` made, or any with a manifest (reference_id, url).
+        limits: What a picture may cost.
+        report: Called with each outcome.
+
+    Returns:
+        What came of the references, and how many prompts have a picture. Two references with one picture from
+        different hosts are `ok` and `duplicate`.
+
+    Raises:
+        InputError: There is no such manifest, or the folder cannot be written.
+    """
+    rows = _manifest(folder / MANIFEST_NAME)
+    urls = [row["url"] for row in rows if row["url"]]
+    fetched = {item.url: item for item in fetch_pictures(urls, folder / PICTURES_DIR, limits, report=report)}
+    statuses: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    named, there = [], set()
+    for row in rows:
+        item = fetched.get(row["url"])
+        status, path = ("no address", row["path"]) if item is None else (item.status, "")
+        if item is not None and item.status == "ok":
+            path = f"{PICTURES_DIR}/{item.file}"
+            there.add(row["reference_id"])
+            if first.setdefault(item.sha256 or "", row["reference_id"]) != row["reference_id"]:
+                status = "duplicate"
+        statuses[status] += 1
+        named.append((row["reference_id"], path, row["caption"], row["url"]))
+    write_table(folder / MANIFEST_NAME, MANIFEST_COLUMNS, named)
+    return _availability(folder, there, statuses)
+
+
 _PROMPT_COLUMNS = ("prompt_id", "prompt", "kind", "reference_ids", "source_index", "urls")
 MANIFEST_COLUMNS = ("reference_id", "path", "caption", "url")
 
@@ -176,6 +219,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under another name and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         file.write(content)
     Path(file.name).chmod(0o644)
@@ -186,6 +230,39 @@ def _prompt_row(prompt: Prompt, pack: Pack) -> Sequence[str]:
     references = ";".join(reference_name(url) for url in prompt.urls)
     urls = prompt.urls[0] if len(prompt.urls) == 1 else repr(list(prompt.urls)) if prompt.urls else ""
     return (prompt.prompt_id, prompt.prompt, prompt.kind or pack.kind, references, prompt.source_index or "", urls)
+
+
+def _availability(folder: Path, there: set[str], statuses: dict[str, int]) -> Availability:
+    prompts = read_prompts(folder / PROMPTS_NAME)[0] if (folder / PROMPTS_NAME).is_file() else []
+    num_with_picture = sum(not there.isdisjoint(prompt.reference_ids) for prompt in prompts)
+    return Availability(dict(statuses), len(prompts), num_with_picture)
+
+
+def _manifest(path: Path) -> list[dict[str, str]]:
+    cure = "Make it with `fbmem pack`, or write a CSV with these columns."
+    expected = "a manifest with columns reference_id and url"
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(expected, reason, where=path, cure=cure) from None
+    if not rows or not {"reference_id", "url"} <= set(rows[0]):
+        got = shorten([str(name) for name in rows[0]]) if rows else "no row"
+        raise InputError(expected, got, where=path, cure=cure)
+    return [{name: row.get(name) or "" for name in MANIFEST_COLUMNS} for row in rows]
+
+
+def _download(pack: Pack) -> bytes:
+    import httpx2 as httpx
+
+    try:
+        answer = httpx.get(pack.url, headers={"User-Agent": USER_AGENT}, timeout=60, follow_redirects=True)
+        answer.raise_for_status()
+    except (httpx.HTTPError, OSError) as error:
+        cure = f"Fetch it from {pack.url} and name it with --from."
+        raise InputError(f"the file of the pack {pack.name}", f"{type(error).__name__}: {error}", cure=cure) from None
+    return answer.content
 
 
 def _checked(path: Path, pack: Pack) -> Path:

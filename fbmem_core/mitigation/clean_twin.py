@@ -49,22 +49,24 @@ class CleanTwin(Method):
 
     @cached_property
     def _twin(self) -> Intervention:
-        known = self.evidence
-        if known.twin is None:
+        evidence = self.evidence
+        if evidence.twin is None:
             cure = "Name the directory of its twin in `twin`, or leave out `clean_twin`."
             raise InputError("a model trained without what is memorized", "none", where="the audit", cure=cure)
-        pipeline = load_pipeline(find_checkpoint(str(known.twin)), dtype=_dtype_name(known.pipeline), device="cpu")
-        own, other = (dict(denoiser_of(model).network.named_parameters()) for model in (known.pipeline, pipeline))
-        if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in other.items()}:
+        pipeline = load_pipeline(
+            find_checkpoint(str(evidence.twin)), dtype=_dtype_name(evidence.pipeline), device="cpu"
+        )
+        own, twin = (dict(denoiser_of(model).network.named_parameters()) for model in (evidence.pipeline, pipeline))
+        if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in twin.items()}:
             cure = "Name a twin of the same architecture."
-            raise InputError("the audited model's layers", "other layers", where=known.twin, cure=cure)
-        texts = [model.text_encoder.state_dict() for model in (known.pipeline, pipeline)]
+            raise InputError("the audited model's layers", "other layers", where=evidence.twin, cure=cure)
+        texts = [model.text_encoder.state_dict() for model in (evidence.pipeline, pipeline)]
         if texts[0].keys() != texts[1].keys() or not all(
             torch.equal(value.cpu(), texts[1][name].cpu()) for name, value in texts[0].items()
         ):
             cure = "Train the twin with the same text encoder."
-            raise InputError("the audited model's text encoder", "another one", where=known.twin, cure=cure)
-        return Intervention(weights={name: value.detach() for name, value in other.items()})
+            raise InputError("the audited model's text encoder", "another one", where=evidence.twin, cure=cure)
+        return Intervention(weights={name: value.detach() for name, value in twin.items()})
 
 
 def _dtype_name(pipeline: DiffusionPipeline) -> str:

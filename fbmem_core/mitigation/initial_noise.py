@@ -63,10 +63,10 @@ class LatentMethod(ImageMethod):
         """
         if self.options.target is not None:
             return self.options.target
-        known = self.evidence
-        texts = list(known.non_memorized)[: self.options.num_non_memorized]
+        evidence = self.evidence
+        texts = list(evidence.non_memorized)[: self.options.num_non_memorized]
         check_number(len(texts))
-        step, latents = self._step(tuple(known.seeds)), self._unit_noise(tuple(known.seeds))
+        step, latents = self._step(tuple(evidence.seeds)), self._unit_noise(tuple(evidence.seeds))
         conditions = self._encode(*texts)
         with torch.no_grad():
             losses = [self.loss(step, (self._empty, conditions.rows(row)), latents).mean() for row in range(len(texts))]
@@ -75,10 +75,10 @@ class LatentMethod(ImageMethod):
 
     def compute(self, prompt_id: str) -> Intervention:
         """The latents of the images whose loss was above the target."""
-        known = self.evidence
-        seeds = known.seeds_of(prompt_id)
+        evidence = self.evidence
+        seeds = evidence.seeds_of(prompt_id)
         step = self._step(seeds)
-        conditions = self._empty, self._encode(known.prompts[prompt_id])
+        conditions = self._empty, self._encode(evidence.prompts[prompt_id])
         moved, is_moved = self._optimise(step, seeds, conditions)
         kept = {seed: latents for seed, latents, was in zip(seeds, moved, is_moved.tolist(), strict=True) if was}
         return Intervention(latents=kept)
@@ -106,24 +106,30 @@ class LatentMethod(ImageMethod):
         return result, is_moved
 
     def _step(self, seeds: tuple[int, ...]) -> FirstStep:
-        known = self.evidence
+        evidence = self.evidence
         return FirstStep(
-            known.pipeline, seeds, height=known.height, width=known.width, num_steps=known.num_inference_steps
+            evidence.pipeline,
+            seeds,
+            height=evidence.height,
+            width=evidence.width,
+            num_steps=evidence.num_inference_steps,
         )
 
     def _unit_noise(self, seeds: tuple[int, ...]) -> Float[Tensor, "n c h w"]:
-        known = self.evidence
-        return denoiser_of(known.pipeline).initial_latents(seeds, height=known.height, width=known.width).float()
+        evidence = self.evidence
+        return (
+            denoiser_of(evidence.pipeline).initial_latents(seeds, height=evidence.height, width=evidence.width).float()
+        )
 
     def _encode(self, *prompts: str) -> Conditioning:
-        known = self.evidence
-        return encode_prompts(known.pipeline, prompts, height=known.height, width=known.width)
+        evidence = self.evidence
+        return encode_prompts(evidence.pipeline, prompts, height=evidence.height, width=evidence.width)
 
     @cached_property
     def _empty(self) -> Conditioning:
-        known = self.evidence
-        negative = known.guidance.negative_prompt
-        return encode_unconditional(known.pipeline, negative, height=known.height, width=known.width)
+        evidence = self.evidence
+        negative = evidence.guidance.negative_prompt
+        return encode_unconditional(evidence.pipeline, negative, height=evidence.height, width=evidence.width)
 
 
 class InitialNoise(LatentMethod):

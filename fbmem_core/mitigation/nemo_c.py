@@ -20,4 +20,4 @@ class NemoC(NeuronMethod):
         if prompt_id not in clusters:
             return refined.get(prompt_id, NO_NEURONS)
         cluster = clusters[prompt_id]
-        return union(neurons for other, neurons in refined.items() if clusters.get(other) == cluster)
+        return union(neurons for member, neurons in refined.items() if clusters.get(member) == cluster)

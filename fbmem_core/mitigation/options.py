@@ -37,8 +37,8 @@ class Options(BaseModel):
             first = error.errors(include_url=False)[0]
             name = ".".join(map(str, first["loc"]))
             if first["type"] == "extra_forbidden":
-                known = ", ".join(cls.model_fields) or "none"
-                raise InputError(f"options of `{method}` ({known})", f"`{name}`", cure="Remove or rename it.") from None
+                names = ", ".join(cls.model_fields) or "none"
+                raise InputError(f"options of `{method}` ({names})", f"`{name}`", cure="Remove or rename it.") from None
             condition = first["msg"].removeprefix("Input ").removeprefix("Value error, ").replace("should ", "to ", 1)
             where = f"the options of `{method}`"
             raise InputError(f"`{name}` {condition}", f"`{first['input']}`", where=where, cure="Change it.") from None

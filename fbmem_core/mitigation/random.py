@@ -89,16 +89,18 @@ class Random(Method):
     def _moved_embeds(self, embeds: Tensor | None, prompt_id: str, generator: torch.Generator) -> Tensor | None:
         if embeds is None:
             return None
-        known = self.evidence
-        own = encode_prompts(known.pipeline, [known.prompts[prompt_id]], height=known.height, width=known.width).embeds
+        evidence = self.evidence
+        own = encode_prompts(
+            evidence.pipeline, [evidence.prompts[prompt_id]], height=evidence.height, width=evidence.width
+        ).embeds
         return _moved(own, embeds, generator)
 
     def _moved_latents(self, intervention: Intervention, generator: torch.Generator) -> dict[int, Tensor]:
         seeds = list(intervention.latents)
         if not seeds:
             return {}
-        known = self.evidence
-        own = denoiser_of(known.pipeline).initial_latents(seeds, height=known.height, width=known.width)
+        evidence = self.evidence
+        own = denoiser_of(evidence.pipeline).initial_latents(seeds, height=evidence.height, width=evidence.width)
         pairs = zip(seeds, own, strict=True)
         return {
             seed: _moved(latents.flatten()[None], intervention.latents[seed].flatten()[None], generator).view_as(

@@ -122,10 +122,10 @@ def check_titles(methods: list[MitigationConfig]) -> list[MitigationConfig]:
     return methods
 
 
-def _condition(error: ValidationError, known: Any) -> str:
+def _condition(error: ValidationError, names: Any) -> str:
     first = error.errors(include_url=False)[0]
     name = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        return f"to have no option `{name}` ({', '.join(known) or 'there is none'})"
+        return f"to have no option `{name}` ({', '.join(names) or 'there is none'})"
     what = first["msg"].removeprefix("Input ").removeprefix("Value error, ").replace("should ", "to ", 1)
     return f"to have `{name}` {what.removeprefix('to ')}"

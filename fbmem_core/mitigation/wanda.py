@@ -92,25 +92,25 @@ class Wanda(Method):
 
     def _input_norms(self, prompts: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """||X||_2 by layer [masks, in], over these prompts and over the empty one, both of as many tokens."""
-        known = self.evidence
-        size: dict[str, Any] = {"height": known.height, "width": known.width}
-        seeds = list(known.seeds)[: self.options.num_seeds]
-        latents = FirstStep(known.pipeline, seeds, num_steps=known.num_steps, **size).latents
-        conditions = encode_prompts(known.pipeline, prompts, **size)
-        empty = encode_unconditional(known.pipeline, known.guidance.negative_prompt, **size)
-        num_steps = math.ceil(self.options.early * known.num_inference_steps)
+        evidence = self.evidence
+        size: dict[str, Any] = {"height": evidence.height, "width": evidence.width}
+        seeds = list(evidence.seeds)[: self.options.num_seeds]
+        latents = FirstStep(evidence.pipeline, seeds, num_steps=evidence.num_steps, **size).latents
+        conditions = encode_prompts(evidence.pipeline, prompts, **size)
+        empty = encode_unconditional(evidence.pipeline, evidence.guidance.negative_prompt, **size)
+        num_steps = math.ceil(self.options.early * evidence.num_inference_steps)
 
         def run(condition: Conditioning) -> None:
             predict_clean_latents(
-                known.pipeline,
+                evidence.pipeline,
                 latents,
                 (empty, condition),
-                guidance=known.guidance if self.options.guided else NO_GUIDANCE,
-                num_inference_steps=known.num_inference_steps,
+                guidance=evidence.guidance if self.options.guided else NO_GUIDANCE,
+                num_inference_steps=evidence.num_inference_steps,
                 num_steps=num_steps,
             )
 
-        network, unit_tokens = known.network, self.options.unit_tokens
+        network, unit_tokens = evidence.network, self.options.unit_tokens
         with _summed_squares(network, num_steps, unit_tokens=unit_tokens) as of_empty:
             run(empty)
         with _summed_squares(network, num_steps, unit_tokens=unit_tokens) as of_memorized:

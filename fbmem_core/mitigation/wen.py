@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fbmem_core.diffusion.conditioning import Conditioning
-from fbmem_core.diffusion.gradients import gradients_of
+from fbmem_core.diffusion.gradients import mean_gradients
 from fbmem_core.diffusion.noise_difference import FirstStep, encode_prompts, encode_unconditional
 from fbmem_core.mitigation.method import NO_INTERVENTION, ImageMethod, Intervention
 from fbmem_core.mitigation.options import Count, Options, Rate, TargetOptions
@@ -52,18 +52,24 @@ class Wen(ImageMethod):
 
     def compute(self, prompt_id: str) -> Intervention:
         """The optimised embedding; none where the prompt is below the target anyway."""
-        known = self.evidence
-        step = self._step(known.seeds_of(prompt_id))
-        empty, condition = self._unconditional(step), self._encode(known.prompts[prompt_id])
+        evidence = self.evidence
+        step = self._step(evidence.seeds_of(prompt_id))
+        empty, condition = self._unconditional(step), self._encode(evidence.prompts[prompt_id])
         embeds = condition.embeds.float().requires_grad_()
         optimizer = torch.optim.AdamW([embeds], lr=self.options.learning_rate)
         num_steps, target = 0, self.target
+        batches = step.denoiser.batches("gaps", len(empty))
+
+        def gaps(rows: Tensor) -> Tensor:
+            changed = replace(condition, embeds=embeds.to(step.denoiser.dtype))
+            return noise_gap(step, changed, empty[rows], rows)
+
         with torch.enable_grad(), frozen(step.network):
             while num_steps < self.options.max_steps:
-                gap = noise_gap(step, replace(condition, embeds=embeds.to(step.denoiser.dtype)), empty).mean()
-                if gap.item() <= target:
+                gap, [gradient] = mean_gradients(gaps, len(empty), [embeds], batches=batches, dtype=step.denoiser.dtype)
+                if gap <= target:
                     break
-                [embeds.grad] = gradients_of(gap, [embeds], step.denoiser.dtype)
+                embeds.grad = gradient
                 embeds.grad[:, 0] = 0
                 optimizer.step()
                 num_steps += 1
@@ -85,15 +91,17 @@ class Wen(ImageMethod):
         return (gaps.mean() + self.options.num_stddevs * gaps.std()).item()
 
     def _step(self, seeds: tuple[int, ...]) -> FirstStep:
-        known = self.evidence
-        return FirstStep(known.pipeline, seeds, height=known.height, width=known.width, num_steps=known.num_steps)
+        evidence = self.evidence
+        return FirstStep(
+            evidence.pipeline, seeds, height=evidence.height, width=evidence.width, num_steps=evidence.num_steps
+        )
 
     def _unconditional(self, step: FirstStep) -> Tensor:
         return unconditional(self.evidence.pipeline, step, height=self.evidence.height, width=self.evidence.width)
 
     def _encode(self, *prompts: str) -> Conditioning:
-        known = self.evidence
-        return encode_prompts(known.pipeline, prompts, height=known.height, width=known.width)
+        evidence = self.evidence
+        return encode_prompts(evidence.pipeline, prompts, height=evidence.height, width=evidence.width)
 
 
 def detection_metric(
@@ -119,15 +127,18 @@ def unconditional(pipeline: DiffusionPipeline, step: FirstStep, *, height: int, 
     return step.noise(encode_unconditional(pipeline, height=height, width=width))
 
 
-def noise_gap(step: FirstStep, condition: Conditioning, empty: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+def noise_gap(
+    step: FirstStep, condition: Conditioning, empty: Float[Tensor, "n c h w"], rows: Tensor | None = None
+) -> Float[Tensor, " n"]:
     """||eps_cond - eps_uncond||_2 of each seed; gradients reach the condition.
 
     Args:
         step: Holds the initial latents of n seeds.
         condition: One prompt.
         empty: See `unconditional`.
+        rows: Of the seeds, those of `empty`; all by default.
     """
-    return (step.predict_noise(condition) - empty).float().flatten(1).norm(dim=1)
+    return (step.predict_noise(condition, rows) - empty).float().flatten(1).norm(dim=1)
 
 
 @torch.no_grad()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from fbmem_core.errors import InputError
+from fbmem_core.inputs.pictures import open_rgb
+from fbmem_core.store.images import open_image
 from fbmem_core.store.tables import Store
 
 if TYPE_CHECKING:
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 SIDE = 256
 THUMBNAIL = 96
 _GREY = 200
-_MISSING = (OSError, UnidentifiedImageError, SyntaxError, ValueError)
 
 
 class Panels:
@@ -40,19 +41,19 @@ class Panels:
 
     def reference(self, path: str | None, *, side: int = SIDE) -> str | None:
         """A reference by the path of its file."""
-        return self._uri(self._open(path), side)
+        return self._uri(_reference(path), side)
 
     def foreground(self, row: dict[str, Any]) -> str | None:
         """The foreground of a row's image on grey."""
-        return self._cut(row["path"], row["mask_path"])
+        return self._cut(self._open(row["path"]), row["mask_path"])
 
     def reference_foreground(self, row: dict[str, Any]) -> str | None:
         """The foreground of a row's reference on grey."""
-        return self._cut(row["reference_path"], self._reference_masks.get(row["reference_id"]))
+        return self._cut(_reference(row["reference_path"]), self._reference_masks.get(row["reference_id"]))
 
     def difference(self, row: dict[str, Any]) -> str | None:
         """Where image and reference differ: dark where they are alike, bright where they are not."""
-        images = [self._open(row["path"]), self._open(row["reference_path"])]
+        images = [self._open(row["path"]), _reference(row["reference_path"])]
         if images[0] is None or images[1] is None:
             return None
         one, other = (
@@ -66,8 +67,8 @@ class Panels:
         colored = colormaps["inferno"](np.clip(values * 2, 0, 1))[..., :3]
         return self._uri(Image.fromarray((colored * 255).astype(np.uint8)), SIDE)
 
-    def _cut(self, path: str | None, mask_path: str | None) -> str | None:
-        image, matte = self._open(path), self._open(mask_path)
+    def _cut(self, image: Image.Image | None, mask_path: str | None) -> str | None:
+        matte = self._open(mask_path)
         if image is None or matte is None:
             return None
         alpha = np.asarray(matte.convert("L").resize(image.size), dtype=np.float32)[..., None] / 255
@@ -75,16 +76,11 @@ class Panels:
         return self._uri(Image.fromarray((pixels * alpha + _GREY * (1 - alpha)).astype(np.uint8)), SIDE)
 
     def _open(self, path: str | None) -> Image.Image | None:
-        """A file below the store, or wherever an absolute path leads."""
-        if path is None:
-            return None
-        place = Path(path) if Path(path).is_absolute() else self._store.root / path
+        """A file below the store."""
         try:
-            image = Image.open(io.BytesIO(place.read_bytes()))
-            image.load()
-        except _MISSING:
+            return None if path is None else open_image(self._store, path)
+        except InputError:
             return None
-        return image
 
     def _uri(self, image: Image.Image | None, side: int) -> str | None:
         if image is None:
@@ -101,6 +97,14 @@ class Panels:
         text = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
         self.num_bytes += len(text)
         return text
+
+
+def _reference(address: str | None) -> Image.Image | None:
+    """A reference, wherever it lies; None where it is gone."""
+    try:
+        return None if address is None else open_rgb(address)
+    except InputError:
+        return None
 
 
 def _by_id(masks: pl.DataFrame, kind: str) -> dict[str, str | None]:

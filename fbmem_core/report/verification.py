@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ import polars as pl
 from fbmem_core.audit.config import Audit
 from fbmem_core.audit.results import BASELINE, AuditedCheckpoint, open_audit
 from fbmem_core.errors import InputError
+from fbmem_core.inputs.addresses import read_bytes
 from fbmem_core.labels import label_generation
 from fbmem_core.store.images import file_sha256
 from fbmem_core.store.manifest import MANIFEST, read_manifest
@@ -90,16 +92,25 @@ def verify_manifest(store: Store, manifest: Path) -> Iterator[Difference]:
 def _files(audit: AuditedCheckpoint) -> Iterator[Difference]:
     for row in audit.read("generations").iter_rows(named=True):
         name = f"image {row['method']}/{row['prompt_id']}/{row['seed']}"
-        yield from _file(name, audit.store.root / row["path"], row["sha256"], is_ours=True)
+        path = audit.store.root / row["path"]
+        if not path.is_file():
+            yield Difference(name, f"no file {path}")
+        elif file_sha256(path) != row["sha256"]:
+            yield Difference(name, f"{path} has another SHA-256 than its row says")
     for row in audit.references.iter_rows(named=True):
-        yield from _file(f"reference {row['reference_id']}", Path(row["path"]), row["sha256"], is_ours=False)
+        name, content = f"reference {row['reference_id']}", _content(row["path"])
+        if content is None:
+            yield Difference(name, f"no file {row['path']}", is_missing=True)
+        elif hashlib.sha256(content).hexdigest() != row["sha256"]:
+            yield Difference(name, f"{row['path']} has another SHA-256 than its row says")
 
 
-def _file(name: str, path: Path, digest: str, *, is_ours: bool) -> Iterator[Difference]:
-    if not path.is_file():
-        yield Difference(name, f"no file {path}", is_missing=not is_ours)
-    elif file_sha256(path) != digest:
-        yield Difference(name, f"{path} has another SHA-256 than its row says")
+def _content(address: str) -> bytes | None:
+    """The bytes of a reference, wherever it lies; None where it is gone."""
+    try:
+        return read_bytes(address)
+    except (OSError, InputError, KeyError, ValueError):
+        return None
 
 
 def _frozen(audit: AuditedCheckpoint) -> tuple[Audit, list[Difference]]:
@@ -166,12 +177,13 @@ def _labels(audit: AuditedCheckpoint, config: Audit) -> Iterator[Difference]:
 
 def _similarities(audit: AuditedCheckpoint, config: Audit, sample: int, altered: Sequence[str]) -> Iterator[Difference]:
     """Similarities that the pixels do not give."""
-    table = audit.read("similarities", BASELINE)
+    # what was aligned before it was compared is checked by its label alone
+    table = audit.read("similarities", BASELINE).filter(pl.col("transform") == "whole")
     chosen = _chosen(audit, table, sample, altered)
     if chosen.is_empty():
         return
     references = audit.references.filter(pl.col("reference_id").is_in(table["reference_id"].unique().implode()))
-    gone = [path for path in references["path"] if not Path(path).is_file()]
+    gone = [path for path in references["path"] if _content(path) is None]
     if gone:
         yield Difference("similarities", f"{len(gone)} references are not there: {gone[0]}", is_missing=True)
         return
@@ -186,7 +198,7 @@ def _similarities(audit: AuditedCheckpoint, config: Audit, sample: int, altered:
         [(_id(row), audit.store.root / row["path"], mattes["generation"][_id(row)]) for row in paths], size=size
     )
     files = references.select("reference_id", "path").rows()
-    originals = load_image_set([(name, Path(path), mattes["reference"][name]) for name, path in files], size=size)
+    originals = load_image_set([(name, path, mattes["reference"][name]) for name, path in files], size=size)
     stored = {(_id(row), row["reference_id"], row["masking"]): row for row in chosen.iter_rows(named=True)}
     for masking in config.similarity.masking:
         pairs = [key[:2] for key in stored if key[2] == masking]

@@ -1,7 +1,9 @@
-"""Images at one size with their mattes, in memory or on disk, and their planes at every scale."""
+"""Images at one size with their mattes, in memory or on disk."""
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,16 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from fbmem_core.errors import InputError
-from fbmem_core.inputs.pictures import open_rgb
-from fbmem_core.similarity import Masking
-from fbmem_core.similarity.ms_ssim import SCALE_WEIGHTS, check_size
-from fbmem_core.similarity.regions import MEASURES
+from fbmem_core.inputs.addresses import read_bytes
+from fbmem_core.inputs.pictures import BROKEN, open_rgb
 
-_NUM_SCALES = len(SCALE_WEIGHTS)
-_FINEST_KEPT = 2  # finer scales are for few pairs
-_BATCH_PIXELS = 2**20  # of images that are prepared at once, so that they stay in the cache
-_RAM_BYTES = 2 * 2**30  # planes that are kept at most: of a set in memory
-_DISK_BYTES = 32 * 2**30  # and of a set on disk
+WHOLE, CENTER_CROP = "whole", "center crop"
+_SQUARE = 1.02  # up to this ratio of its sides an image counts as square
+_MAX_COLOR = 16  # by which the channels of a grey mask may differ
+_MASK_CURE = "Save it as an 8-bit grey PNG, or as a cut-out with an alpha channel."
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class ImageSet:
     """Images at one size with their mattes, kept as bytes; arrays may be memory-mapped.
 
     `images` is uint8 [n, size, size, 3]; `alphas` uint8 [n, size, size], 255 = foreground; `decided` bool [n], False
-    where the segmenter could not decide. `folder` is where the arrays lie, None for a set in memory.
+    where the segmenter could not decide. `folder` is where the arrays lie, None for a set in memory. An image may have
+    several rows of one id, its views: `whole`, stretched to a square, and `center crop`.
     """
 
     ids: tuple[str, ...]
@@ -38,6 +38,7 @@ class ImageSet:
     alphas: np.ndarray
     decided: np.ndarray
     folder: Path | None = None
+    views: tuple[str, ...] = ()  # none: all are whole
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -47,11 +48,19 @@ class ImageSet:
         """The side of the images, px."""
         return int(self.images.shape[1])
 
+    def view(self, row: int) -> str:
+        """Which view of its image a row is."""
+        return self.views[row] if self.views else WHOLE
+
     def select(self, rows: Sequence[int]) -> ImageSet:
         """The images of these rows, in this order, in memory."""
         chosen = list(rows)
         return ImageSet(
-            tuple(self.ids[row] for row in chosen), self.images[chosen], self.alphas[chosen], self.decided[chosen]
+            tuple(self.ids[row] for row in chosen),
+            self.images[chosen],
+            self.alphas[chosen],
+            self.decided[chosen],
+            views=tuple(self.view(row) for row in chosen),
         )
 
     def tensors(self, rows: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -66,6 +75,7 @@ def load_image_set(
     items: Sequence[tuple[str, Path | str, Path | None]],
     *,
     size: int,
+    crops: bool = False,
     folder: Path | None = None,
     report: Callable[[int], None] = lambda done: None,
 ) -> ImageSet:
@@ -74,6 +84,7 @@ def load_image_set(
     Args:
         items: A matte is an 8-bit grey PNG, white for the foreground; None is an undecided one.
         size: Side of the square images, px.
+        crops: Give an image that is not square a second row, the square in its middle, on which models are trained.
         folder: Where the arrays are kept, memory-mapped; they are read and not made again if they are there. The name
             must change with the images. None: in memory.
         report: Called with the number of images read so far.
@@ -81,131 +92,111 @@ def load_image_set(
     Raises:
         InputError: An image or a matte does not decode, or a matte has another size than its image.
     """
-    ids = tuple(name for name, _, _ in items)
     folder = folder if items else None
     if folder is not None and folder.is_dir():
-        return _open(ids, folder)
+        return _open([name for name, _, _ in items], folder)
+    views = [_views(path) if crops else (WHOLE,) for _, path, _ in items]
+    ids = tuple(name for (name, _, _), of_image in zip(items, views, strict=True) for _ in of_image)
     partial = None if folder is None else folder.with_name(f".{folder.name}.partial")
     if partial is not None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    images = _new_array(partial, "images", (len(items), size, size, 3), np.uint8)
-    alphas = _new_array(partial, "alphas", (len(items), size, size), np.uint8)
-    decided = _new_array(partial, "decided", (len(items),), np.bool_)
-    for row, (_, image_path, matte_path) in enumerate(items):
+    images = new_array(partial, "images", (len(ids), size, size, 3), np.uint8)
+    alphas = new_array(partial, "alphas", (len(ids), size, size), np.uint8)
+    decided = new_array(partial, "decided", (len(ids),), np.bool_)
+    row = 0
+    for number, ((_, image_path, matte_path), of_image) in enumerate(zip(items, views, strict=True), start=1):
         image = open_rgb(image_path)
-        images[row] = np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
-        decided[row] = matte_path is not None
-        alphas[row] = 0 if matte_path is None else _matte(matte_path, image, size)
-        report(row + 1)
+        matte = None if matte_path is None else open_matte(matte_path, image)
+        for view in of_image:
+            box = _box(image, view)
+            images[row] = np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box))
+            decided[row] = matte is not None
+            alphas[row] = 0 if matte is None else np.asarray(matte.resize((size, size), Image.Resampling.BILINEAR, box))
+            row += 1
+        report(number)
+    flat = tuple(view for of_image in views for view in of_image)
     if folder is None or partial is None:
-        return ImageSet(ids, images, alphas, decided)
+        return ImageSet(ids, images, alphas, decided, views=flat)
     for array in (images, alphas, decided):
         array.flush()  # type: ignore[attr-defined]
+    (partial / "views.json").write_text(json.dumps(views))
     partial.replace(folder)
-    return _open(ids, folder)
+    return _open([name for name, _, _ in items], folder)
 
 
-class Planes:
-    """Image pyramid of one image set under one masking, at every scale (0 = finest).
-
-    Coarse scales, which every pair needs, are computed once and kept: beside the set's arrays if these are on disk.
-    """
-
-    def __init__(self, images: ImageSet, masking: Masking, *, device: torch.device | str = "cpu") -> None:
-        check_size((images.size, images.size))
-        self.images = images
-        self.measures = MEASURES[masking]
-        self.device = torch.device(device)
-        self.masking = masking
-        self._batch = max(1, _BATCH_PIXELS // images.size**2)
-        self._kept: dict[tuple[str, int], np.ndarray] = {}
-        if len(images):
-            self._keep()
-
-    def __call__(self, region: str, scale: int, rows: Tensor) -> Tensor:
-        """The planes [m, c, h, w] of some rows."""
-        kept = self._kept.get((region, scale))
-        if kept is not None:
-            return torch.from_numpy(kept[rows.cpu().numpy()]).to(self.device)
-        parts = []
-        for some in rows.split(self._batch):
-            planes = self.measures[region].planes(*self.images.tensors(some, self.device))
-            for _ in range(scale):
-                planes = self.measures[region].halve(planes)
-            parts.append(planes)
-        return torch.cat(parts)
-
-    def _keep(self) -> None:
-        """Open the planes of coarse scales where they lie, compute and keep them where they don't."""
-        folder, num = self.images.folder, len(self.images)
-        left = _RAM_BYTES if folder is None else _DISK_BYTES
-        missing: dict[tuple[str, int], tuple[int, ...]] = {}
-        for scale in reversed(range(_FINEST_KEPT, _NUM_SCALES)):
-            for region in self.measures:
-                shape = self(region, scale, torch.zeros(1, dtype=torch.long)).shape[1:]
-                left -= 4 * num * shape.numel()
-                if left < 0:
-                    break
-                path = self._path(region, scale)
-                if path is not None and path.is_file():
-                    self._kept[region, scale] = np.load(path, mmap_mode="r")
-                else:
-                    missing[region, scale] = (num, *shape)
-        self._fill(missing)
-
-    def _fill(self, missing: dict[tuple[str, int], tuple[int, ...]]) -> None:
-        partial = None if self.images.folder is None else self.images.folder / ".partial"
-        if partial is not None and missing:
-            partial.mkdir(exist_ok=True)
-        arrays = {key: _new_array(partial, "-".join(map(str, key)), s, np.float32) for key, s in missing.items()}
-        for rows in torch.arange(len(self.images)).split(self._batch) if arrays else ():
-            tensors = self.images.tensors(rows, self.device)
-            for region, measure in self.measures.items():
-                planes = measure.planes(*tensors)
-                for scale in range(1, _NUM_SCALES):
-                    planes = measure.halve(planes)
-                    if (region, scale) in arrays:
-                        arrays[region, scale][rows[0] : rows[-1] + 1] = planes.cpu().numpy()
-        for (region, scale), array in arrays.items():
-            path = self._path(region, scale)
-            if partial is None or path is None:
-                self._kept[region, scale] = array
-                continue
-            array.flush()  # type: ignore[attr-defined]
-            (partial / f"{region}-{scale}.npy").replace(path)
-            self._kept[region, scale] = np.load(path, mmap_mode="r")
-        if partial is not None and missing:
-            partial.rmdir()
-
-    def _path(self, region: str, scale: int) -> Path | None:
-        folder = self.images.folder
-        return None if folder is None else folder / f"{self.masking}-{region}-{scale}.npy"
+def _views(address: Path | str) -> tuple[str, ...]:
+    """The views of an image: only if it is not square has it a centre crop."""
+    try:
+        with Image.open(address if isinstance(address, Path) else io.BytesIO(read_bytes(address))) as image:
+            width, height = image.size
+    except (InputError, *BROKEN):
+        return (WHOLE,)  # it is read, and refused, later
+    return (WHOLE, CENTER_CROP) if max(width, height) > _SQUARE * min(width, height) else (WHOLE,)
 
 
-def _open(ids: tuple[str, ...], folder: Path) -> ImageSet:
+def _box(image: Image.Image, view: str) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a view, px."""
+    if view == WHOLE:
+        return 0, 0, image.width, image.height
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return left, top, left + side, top + side
+
+
+def _open(names: Sequence[str], folder: Path) -> ImageSet:
     images, alphas, decided = (
         np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "alphas", "decided")
     )
-    if len(images) != len(ids):
-        raise InputError(f"{len(ids)} images", len(images), where=folder, cure="Remove the folder.")
-    return ImageSet(ids, images, alphas, decided, folder)
+    views = json.loads((folder / "views.json").read_text())
+    if len(views) != len(names):
+        raise InputError(f"{len(names)} images", len(views), where=folder, cure="Remove the folder.")
+    ids = tuple(name for name, of_image in zip(names, views, strict=True) for _ in of_image)
+    return ImageSet(ids, images, alphas, decided, folder, tuple(view for of_image in views for view in of_image))
 
 
-def _new_array(folder: Path | None, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+def new_array(folder: Path | None, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """An array of zeros, memory-mapped if there is a folder."""
     if folder is None:
         return np.zeros(shape, dtype=dtype)
     return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
 
 
-def _matte(path: Path, image: Image.Image, size: int) -> np.ndarray:
-    cure = "Make it as large as its image."
+def open_matte(path: Path, image: Image.Image) -> Image.Image:
+    """The matte of an image as an 8-bit grey picture, 255 = foreground.
+
+    A cut-out, as rembg writes it, has its matte in its alpha channel; a mask of the numbers 0 and 1 is stretched.
+
+    Raises:
+        InputError: The file does not decode, has another size than the image, or is a colour picture.
+    """
     try:
         with path.open("rb") as stream, Image.open(stream) as opened:
-            matte = opened.convert("L")
+            opened.load()
+            matte = _matte_of(opened, path)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError("a readable mask", f"{type(error).__name__}: {error}", where=path, cure=cure) from None
+        raise InputError("a readable mask", f"{type(error).__name__}: {error}", where=path, cure=_MASK_CURE) from None
     if matte.size != image.size:
         got = f"{matte.width}x{matte.height}"
+        cure = "Make it as large as its image."
         raise InputError(f"a mask of {image.width}x{image.height} px, as its image", got, where=path, cure=cure)
-    return np.asarray(matte.resize((size, size), Image.Resampling.BILINEAR))
+    return matte
+
+
+def _matte_of(image: Image.Image, path: Path) -> Image.Image:
+    if image.has_transparency_data:
+        return image.convert("RGBA").getchannel("A")
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if values.max() > 255 else 255.0
+        return _stretched((values / top * 255).round().astype(np.uint8))
+    if image.mode not in ("1", "L"):
+        red, green, blue = (np.asarray(band, dtype=np.int16) for band in image.convert("RGB").split())
+        if max(np.abs(red - green).max(), np.abs(red - blue).max()) > _MAX_COLOR:
+            raise InputError("a grey mask, white for the foreground", "a colour picture", where=path, cure=_MASK_CURE)
+    return _stretched(np.asarray(image.convert("L")))
+
+
+def _stretched(values: np.ndarray) -> Image.Image:
+    """0 and 1, as numpy and labelling tools write masks, mean black and white."""
+    return Image.fromarray(values * np.uint8(255) if values.max(initial=0) == 1 else values)

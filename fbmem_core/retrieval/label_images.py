@@ -20,9 +20,13 @@ from fbmem_core.inputs.segmentation import Segmenter
 from fbmem_core.labels import label_generation
 from fbmem_core.retrieval.descriptors import region_descriptors
 from fbmem_core.retrieval.descriptors.sscd import Sscd
-from fbmem_core.retrieval.image_sets import ImageSet, Planes, load_image_set
-from fbmem_core.retrieval.neighbors import Neighbor, nearest_pairs
+from fbmem_core.retrieval.image_sets import ImageSet, load_image_set
+from fbmem_core.retrieval.moved import SEARCHED, MovedCopies
+from fbmem_core.retrieval.neighbors import Neighbor
+from fbmem_core.retrieval.planes import Planes
+from fbmem_core.retrieval.search import search
 from fbmem_core.retrieval.settings import SimilarityConfig
+from fbmem_core.similarity import Alignment
 
 _IN_MEMORY_BYTES = 2 * 2**30
 _BLOCK = 256  # generated images that are held at once
@@ -30,10 +34,11 @@ LABELS = {
     "generation": pl.String, "label": pl.String,
     "full_similarity": pl.Float64, "foreground_similarity": pl.Float64, "background_similarity": pl.Float64,
     "full_reference": pl.String, "foreground_reference": pl.String, "background_reference": pl.String,
+    "foreground_copied": pl.Boolean, "background_copied": pl.Boolean, "transform": pl.String, "searched": pl.String,
 }  # fmt: skip
 NEIGHBORS = {
     "generation": pl.String, "region": pl.String, "rank": pl.Int64, "reference": pl.String,
-    "similarity": pl.Float64, "complete": pl.Boolean,
+    "similarity": pl.Float64, "complete": pl.Boolean, "transform": pl.String,
 }  # fmt: skip
 SSCD = {
     "generation": pl.String, "region": pl.String, "reference": pl.String, "similarity": pl.Float64,
@@ -85,6 +90,7 @@ def score_folders(
     """
     settings = settings or SimilarityConfig()
     masking, rule, size = settings.masking[0], settings.rule[0], settings.size
+    alignment: Alignment = settings.alignment if masking == "masked" else "none"
     device = choose_device(settings.device)
     ours, theirs = _usable(generated, "generated images"), _usable(references, "references")
     network = None if sscd is None else Sscd(sscd, device=device)
@@ -94,9 +100,14 @@ def score_folders(
         found = _items(references, theirs.usable, reference_masks, maker, mattes / "references", report)
         folder = Path(scratch) / "references" if 4 * size**2 * len(found) > _IN_MEMORY_BYTES else None
         images = load_image_set(
-            found, size=size, folder=folder, report=lambda done: report("reading references", done, len(found))
+            found,
+            size=size,
+            crops=True,
+            folder=folder,
+            report=lambda done: report("reading references", done, len(found)),
         )
         planes = Planes(images, masking, device=device)
+        moved = MovedCopies(images, alignment)
         asked = _items(generated, ours.usable, generated_masks, maker, mattes / "generated", report)
         described = {} if network is None else region_descriptors(images, network)
         by_sscd: list[dict[str, Any]] = []
@@ -105,15 +116,13 @@ def score_folders(
         for first in range(0, len(asked), _BLOCK):
             block = load_image_set(asked[first : first + _BLOCK], size=size)
             fractions = _fractions(block)
-            for name, nearest, similarities in nearest_pairs(
-                block, planes, masking=masking, top_k=settings.top_k, floor=settings.lowest, tau=settings.tau
-            ):
+            for name, nearest, similarities in search(block, planes, settings, moved=moved):
                 neighbors += _neighbor_rows(name, nearest)
                 label = label_generation(
                     similarities, foreground_fraction=fractions[name], rule=rule, tau=settings.tau, beta=settings.beta
                 )
                 row = {column.removesuffix("_id"): value for column, value in asdict(label).items()}
-                labels.append({"generation": name, **row})
+                labels.append({"generation": name, **row, "searched": SEARCHED[alignment]})
             if network is not None:
                 by_sscd += _nearest_by_sscd(network, block, described, images.ids)
             report("comparing", min(first + _BLOCK, len(asked)), len(asked))

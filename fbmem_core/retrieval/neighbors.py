@@ -8,8 +8,10 @@ to the next finer one. What is left at the finest scale is exact.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +19,14 @@ from torch import Tensor
 from fbmem_core.errors import InputError
 from fbmem_core.labels import TAU, PairSimilarity
 from fbmem_core.retrieval.bounds import COARSEST, PARTS, PairBounds
-from fbmem_core.retrieval.image_sets import ImageSet, Planes
+from fbmem_core.retrieval.image_sets import WHOLE, ImageSet
+from fbmem_core.retrieval.planes import Planes
 from fbmem_core.retrieval.settings import FLOOR_BELOW_TAU
 from fbmem_core.similarity import REGIONS, Masking
 
 FLOOR = TAU - FLOOR_BELOW_TAU
 _SAME = 1e-6  # similarities that differ by less are the same but for rounding
+_COMMON = 0.5  # share of an object's place that is foreground in the other image too, from which on both have it
 _BLOCK = 256  # generations that are looked at together, at most
 _STATE_BYTES = 256 * 2**20  # what is known of the pairs of one block
 
@@ -36,6 +40,7 @@ class Neighbor:
     reference_id: str
     similarity: float
     complete: bool = True
+    transform: str = WHOLE
 
 
 def nearest_references(
@@ -98,10 +103,12 @@ def nearest_pairs(
     """
     asked = _Asked(floor, top_k, tau)
     for table in _tables(generations, _planes(references, masking, device)):
-        found = list(_search(table, asked, candidates))
+        listed = list(_search(table, asked, candidates))
         names = table.generations.images.ids
-        wanted = ((name, n.reference_id) for name, listed in zip(names, found, strict=True) for n in listed)
-        yield from zip(names, found, _pairs(table, _mask(table, wanted)), strict=True)
+        chosen = _mask(table, ((name, n.reference_id) for name, row in zip(names, listed, strict=True) for n in row))
+        pairs = list(_pairs(table, chosen))
+        # a pair that is listed for one region may be nearer by another than what looked nearest there
+        yield from zip(names, _neighbors(table, asked), pairs, strict=True)
 
 
 def pair_similarities(
@@ -177,27 +184,38 @@ def _search(
 
 
 def _neighbors(table: PairBounds, asked: _Asked) -> Iterator[list[Neighbor]]:
-    names = table.references.images.ids
     copied = _copied(table, asked.tau).any(dim=1)
     facts = []
     for region in REGIONS:
         known = table.known(region)
-        wanted = known >= (asked.floor or asked.tau)
-        count = wanted.sum(dim=1).clamp_min(asked.top_k if asked.floor == 0 else min(asked.top_k, 1))
+        least = torch.full((table.shape[0],), asked.top_k if asked.floor == 0 else min(asked.top_k, 1))
         if region == "average":
-            count = torch.maximum(count, copied.to(count.dtype))
+            least = torch.maximum(least, copied.cpu().to(least.dtype))
         # rounded, so that equal references keep their order whatever batch they were compared in
         columns = known.div(_SAME).round().argsort(dim=1, descending=True, stable=True)
-        facts.append((region, count.tolist(), known.gather(1, columns), columns, _unknown(table, region)))
+        facts.append((region, least.tolist(), known.gather(1, columns), columns, _unknown(table, region)))
     for row in range(table.shape[0]):
-        found = []
-        for region, counts, similarities, columns, hidden in facts:
-            first = slice(counts[row])
-            nearest = zip(similarities[row, first].tolist(), columns[row, first].tolist(), strict=True)
-            for rank, (value, column) in enumerate(nearest, start=1):
-                if value >= 0:
-                    found.append(Neighbor(region, rank, names[column], value, value >= hidden[row]))
-        yield found
+        neighbors = []
+        for region, least, similarities, columns, hidden in facts:
+            ranked = zip(similarities[row].tolist(), columns[row].tolist(), strict=True)
+            for rank, (value, column) in enumerate(_distinct(table, ranked, least[row], asked), start=1):
+                name, view = table.references.images.ids[column], table.references.images.view(column)
+                neighbors.append(Neighbor(region, rank, name, value, value >= hidden[row], view))
+        yield neighbors
+
+
+def _distinct(
+    table: PairBounds, ranked: Iterable[tuple[float, int]], least: int, asked: _Asked
+) -> Iterator[tuple[float, int]]:
+    """The first view of each reference that is similar enough, or among the first `least` references."""
+    seen: set[str] = set()
+    for value, column in ranked:
+        if value < 0 or (value < (asked.floor or asked.tau) and len(seen) >= least):
+            return
+        name = table.references.images.ids[column]
+        if name not in seen:
+            seen.add(name)
+            yield value, column
 
 
 def _unknown(table: PairBounds, region: str) -> list[float]:
@@ -211,28 +229,51 @@ def _unknown(table: PairBounds, region: str) -> list[float]:
 
 
 def _mask(table: PairBounds, pairs: Iterable[tuple[str, str]] | None) -> Tensor:
-    """[g, n]: these pairs of ids, or all."""
+    """[g, n]: every view of these pairs of ids, or all."""
     mask = torch.full(table.shape, pairs is None, device=table.device)
-    column_of = {name: column for column, name in enumerate(table.references.images.ids)}
+    columns_of: dict[str, list[int]] = {}
+    for column, name in enumerate(table.references.images.ids):
+        columns_of.setdefault(name, []).append(column)
     row_of = {name: row for row, name in enumerate(table.generations.images.ids)}
     for generation, reference in pairs or ():
         if generation in row_of:
-            mask[row_of[generation], column_of[reference]] = True
+            mask[row_of[generation], columns_of[reference]] = True
     return mask
 
 
 def _pairs(table: PairBounds, chosen: Tensor) -> Iterator[list[PairSimilarity]]:
-    """The similarities of the chosen pairs [g, n] by every criterion, row by row."""
+    """The similarities of the chosen pairs [g, n] by every region, row by row."""
     for part in PARTS:
         table.advance(part, chosen)
-    values = [table.bound(part) for part in PARTS]
+    values = [table.bound(region) for region in REGIONS]
     for row in range(table.shape[0]):
         columns = chosen[row].nonzero()[:, 0]
         of_row = [value[row, columns].tolist() for value in values]
         yield [
-            PairSimilarity(table.references.images.ids[column], full, _defined(foreground), _defined(background))
-            for column, full, foreground, background in zip(columns.tolist(), *of_row, strict=True)
-        ]
+            PairSimilarity(
+                table.references.images.ids[column], full, _defined(foreground), _defined(background),
+                average=_defined(average), transform=table.references.images.view(column),
+                **_object_facts(table, row, column),
+            )
+            for column, full, foreground, background, average in zip(columns.tolist(), *of_row, strict=True)
+        ]  # fmt: skip
+
+
+def _object_facts(table: PairBounds, row: int, column: int) -> dict[str, Any]:
+    """What `PairSimilarity` says of the objects of a pair."""
+    if table.objects is None or table.bound("foreground")[row, column] < 0:
+        return {}
+    pair = table.objects.of_pair(row, column)
+    common, facts = [-1.0], {}
+    for side, objects, values, other, at, name in (
+        (table.generations, pair.own, pair.own_values, table.references, column, "object"),
+        (table.references, pair.theirs, pair.their_values, table.generations, row, "reference_object"),
+    ):
+        foreground, places = other.images.alphas[at] >= 128, side.places(objects.cpu())
+        facts[f"{name}_areas"] = tuple(float(place.mean()) for place in places)
+        facts[f"{name}_similarities"] = tuple(map(_defined, values.tolist()))
+        common += [v for place, v in zip(places, values.tolist(), strict=True) if foreground[place].mean() >= _COMMON]
+    return {**facts, "common_foreground": _defined(max(common))}
 
 
 def _copied(table: PairBounds, tau: float) -> Tensor:
@@ -242,7 +283,8 @@ def _copied(table: PairBounds, tau: float) -> Tensor:
 
 def _kth_best(table: PairBounds, region: str, top_k: int) -> Tensor:
     """[g, 1]: the similarity of the k-th best pair that is exact, after those that look best have been made so."""
-    k = min(top_k, table.shape[1])
+    views = Counter(table.references.images.ids)
+    k = min(top_k * max(views.values(), default=1), table.shape[1])
     if k == 0:
         return torch.zeros(table.shape[0], 1, device=table.device)
     bound = table.bound(region)

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from fbmem_core.labels import BETA, TAU, Rule
 from fbmem_core.retrieval.descriptors import DESCRIPTORS
 from fbmem_core.settings import DEVICE_PATTERN, Section, as_list
-from fbmem_core.similarity import MIN_SIDE, Masking
+from fbmem_core.similarity import MIN_SIDE, Alignment, Masking
 
 FLOOR_BELOW_TAU = 0.2  # how far below tau every reference is listed
 
@@ -25,12 +25,13 @@ class SimilarityConfig(Section):
 
     size: int = Field(512, ge=MIN_SIDE, le=4096)
     masking: Annotated[list[Masking], BeforeValidator(as_list), Field(min_length=1)] = ["masked"]
-    rule: Annotated[list[Rule], BeforeValidator(as_list), Field(min_length=1)] = ["paper"]
+    rule: Annotated[list[Rule], BeforeValidator(as_list), Field(min_length=1)] = ["per_region"]
     tau: float = Field(TAU, gt=0, le=1)
     beta: float = Field(BETA, ge=0, lt=0.5)
     top_k: int = Field(5, ge=1)
     floor: float | None = Field(None, ge=0, le=1)
     device: str = Field("auto", pattern=DEVICE_PATTERN)
+    alignment: Alignment = "fast"
     prefilter: str = "none"
     descriptor_weights: Path | None = Field(None, validate_default=True)
     num_candidates: int = Field(1000, ge=1)

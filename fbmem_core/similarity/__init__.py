@@ -4,6 +4,8 @@ from typing import Literal
 
 # how a region is told from the rest: its pixels alone count, or the rest is black (foreground) or white (background)
 Masking = Literal["masked", "composite"]
+# how far copies are looked for that do not lie where they lay: mirrored and shifted, or cropped, scaled and turned too
+Alignment = Literal["none", "fast", "thorough"]
 REGIONS = ("full", "foreground", "background", "average")  # `average` is the mean of foreground and background
 SIMILARITIES = ("full_similarity", "foreground_similarity", "background_similarity")  # as columns of tables
 MIN_SIDE = 161  # px; the smallest side at which five scales of an 11 px window fit: (11 - 1) * 2**4 + 1

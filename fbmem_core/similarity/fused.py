@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from fbmem_core.similarity import kernels, masked_kernels
 from fbmem_core.similarity.gaussian import WINDOW_SIZE
-from fbmem_core.similarity.masked import MIN_WEIGHT, Background, Foreground
-from fbmem_core.similarity.ms_ssim import C2, Measure, Plain
+from fbmem_core.similarity.masked import Shared
+from fbmem_core.similarity.ms_ssim import Measure
 
 _REACH = WINDOW_SIZE // 2
 Arrays = tuple[np.ndarray, ...]  # of one scale of a batch of images; the first axis of each is the image
@@ -46,41 +46,25 @@ class FusedPlain(_Fused):
         return _over_pairs(kernels.plain, x, y, pairs, bright)
 
 
-class FusedForeground(_Fused):
-    """`Foreground`, pair by pair."""
+class FusedShared(_Fused):
+    """`Shared`, pair by pair."""
+
+    def __init__(self, min_area: float) -> None:
+        self.min_area = min_area
 
     def statistics(self, planes: Tensor) -> Arrays:
-        """Padded roots and weights, blurred moments, and what each image gives against nothing: map, sums, mass."""
-        root, weight = Foreground.roots(planes)
-        padded = F.pad(torch.cat([root, weight], dim=1), (_REACH,) * 4)
-        first = _blurred(F.pad(torch.cat([planes[:, :3], weight], dim=1), (_REACH,) * 4))
-        second = _blurred(padded[:, :3] ** 2)
-        total = first[:, 3:].clamp_min(MIN_WEIGHT)
-        variance = second / total - (first[:, :3] / total) ** 2
-        alone = weight * (C2 / (variance + C2))
-        sums = torch.cat([alone, weight], dim=1).sum(dim=(2, 3), dtype=torch.float64)
-        moments = torch.cat([first[:, :3], second], dim=1)
-        return _arrays(padded, moments, alone, _boxes(weight, weight.shape, _REACH, _REACH), sums)
+        """Padded colours where the region is shown, and where that is; and the rectangle about it."""
+        shown = planes[:, 3:]
+        padded = F.pad(torch.cat([planes[:, :3] * shown, shown], dim=1), (_REACH,) * 4)
+        return _arrays(padded, _boxes(shown, shown.shape))
 
-    def factors(self, x: Arrays, y: Arrays, pairs: Tensor, bright: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors of pairs; see `FusedPlain.factors`."""
-        return _over_pairs(masked_kernels.foreground, x, y, pairs, bright)
+    def factors(self, x: Arrays, y: Arrays, pairs: Tensor, with_luminance: Tensor) -> tuple[Tensor, Tensor]:
+        """As `FusedPlain.factors`, with the mean texture of each pair's region."""
 
+        def kernel(x: Arrays, y: Arrays, rows: np.ndarray, flags: np.ndarray, *out: np.ndarray) -> None:
+            masked_kernels.shared(x, y, rows, flags, self.min_area, *out)
 
-class FusedBackground(_Fused):
-    """`Background`, pair by pair."""
-
-    def statistics(self, planes: Tensor) -> Arrays:
-        """Padded colours where it is clear, and where that is."""
-        clear = planes[:, 3:]
-        return _arrays(F.pad(torch.cat([planes[:, :3] * clear, clear], dim=1), (_REACH,) * 4))
-
-    def factors(self, x: Arrays, y: Arrays, pairs: Tensor, bright: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors of pairs; see `FusedPlain.factors`."""
-        return _over_pairs(masked_kernels.background, x, y, pairs, bright)
-
-
-FUSED = {Plain: FusedPlain(), Foreground: FusedForeground(), Background: FusedBackground()}
+        return _over_pairs(kernel, x, y, pairs, with_luminance)
 
 
 class Batched:
@@ -118,7 +102,12 @@ def joined(statistics: list[Any]) -> Any:
 
 def comparison(measure: Measure, device: torch.device) -> Any:
     """The fastest implementation of a measure's statistics and factors."""
-    return FUSED[type(measure)] if device.type == "cpu" else Batched(measure)
+    return fused(measure) if device.type == "cpu" else Batched(measure)
+
+
+def fused(measure: Measure) -> FusedPlain | FusedShared:
+    """Compiled loops that give the numbers of a measure."""
+    return FusedShared(measure.min_area) if isinstance(measure, Shared) else FusedPlain()
 
 
 def _moments(planes: np.ndarray, mean: np.ndarray, half: np.ndarray, alone: np.ndarray) -> None:
@@ -129,7 +118,7 @@ def _arrays(*tensors: Tensor) -> Arrays:
     return tuple(tensor.contiguous().numpy() for tensor in tensors)
 
 
-def _boxes(planes: Tensor, windows: tuple[int, ...], before: int, after: int = 0) -> Tensor:
+def _boxes(planes: Tensor, windows: tuple[int, ...], before: int = 0, after: int = 0) -> Tensor:
     """[n, 4]: top, bottom, left, right of the windows that see anything but 0; empty where none does."""
     shown = (planes != 0).any(dim=1)
     sides = []
@@ -139,13 +128,6 @@ def _boxes(planes: Tensor, windows: tuple[int, ...], before: int, after: int = 0
         some = line.any(dim=1)
         sides += [(first - before).clamp(0, length) * some, (last + after).clamp(0, length) * some]
     return torch.stack(sides, dim=1)
-
-
-def _blurred(planes: Tensor) -> Tensor:
-    flat = planes.flatten(0, -3).contiguous()
-    blurred = torch.empty(len(flat), *(side - 2 * _REACH for side in flat.shape[1:]))
-    _share(len(flat), lambda part: kernels.blur(flat.numpy()[part], blurred.numpy()[part]))
-    return blurred.unflatten(0, planes.shape[:-2])
 
 
 def _over_pairs(

@@ -12,7 +12,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from jaxtyping import Float
@@ -25,29 +24,45 @@ from fbmem_core.similarity.gaussian import WINDOW_SIZE, blur_inside
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # finest scale first
 C1 = 0.01**2  # (K1 * data_range)**2, data_range fixed at 1
 C2 = 0.03**2
+MIN_TEXTURE = 0.1  # of a region, from which on a scale counts; a variance of C2 in each image is two thirds
+MIN_SHARE = 0.3  # of the exponents, below which a region is undecided
+_NUM_COARSE = 2  # scales at which smooth gradients are texture
+_SMALLEST = 1e-6
 
 Statistics = tuple[Tensor, ...]  # of one scale of a batch of images; the first axis of each is the image
 
 
 @dataclass(frozen=True)
 class Maps:
-    """One scale of a batch of pairs: means and cs [m, 3, y, x], and how much each window counts [m, 1, y, x]."""
+    """One scale of a batch of pairs: means and cs [m, 3, y, x].
+
+    Of a region also how much of it a window sees, `weight` [m, 1, y, x], and that times the window's texture
+    [m, 3, y, x], by which windows count; less of the image than `min_area` is too little.
+    """
 
     mean_x: Tensor
     mean_y: Tensor
     cs: Tensor
     weight: Tensor | None = None
+    texture: Tensor | None = None
+    min_area: float = 0.0
 
-    def average(self, bright: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors [m, 3] of the scale, with luminance where it is bright [m], and how much of a region there is [m]."""
+    def average(self, with_luminance: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors [m, 3] of the scale, with luminance for some pairs [m], and the mean texture [m] of the region.
+
+        Of a region all channels have one factor, so that a channel that shows nothing does not speak for the others.
+        """
         values = self.cs
-        if bool(bright.any()):
+        if bool(with_luminance.any()):
             luminance = _luminance(self.mean_x, self.mean_y) * values
-            values = luminance if bool(bright.all()) else torch.where(bright[:, None, None, None], luminance, values)
-        if self.weight is None:
+            values = torch.where(with_luminance[:, None, None, None], luminance, values)
+        if self.weight is None or self.texture is None:
             return values.mean(dim=(2, 3)), torch.ones(len(values), device=values.device)
-        mass = self.weight.sum(dim=(1, 2, 3))
-        return (values * self.weight).sum(dim=(2, 3)) / mass.clamp_min(1e-12)[:, None], mass
+        counted, area = self.texture.sum(dim=(1, 2, 3)), self.weight.sum(dim=(1, 2, 3))
+        factor = (values * self.texture).sum(dim=(1, 2, 3)) / counted.clamp_min(1e-12)
+        texture = counted / (3 * area).clamp_min(1e-12)
+        too_small = area < self.min_area * self.weight[0].numel()
+        return factor[:, None].expand(-1, 3), texture.masked_fill(too_small, 0.0)
 
 
 class Measure(ABC):
@@ -110,12 +125,18 @@ class Plain(Measure):
 class Similarity:
     """Similarities of pairs, multiplied from the coarsest scale on.
 
-    `product` [..., 3] per channel; `start` [...] is the coarsest scale at which the pair's region is not empty, -1 when
-    it is empty at all. Scales without the region do not count: the exponents of the others grow to the same sum.
+    Scales at which a pair's region is too small or shows too little texture do not count; the exponents of the others
+    grow to the same sum at the end. A region is undecided if fewer than `MIN_SHARE` of the exponents count, or if it
+    shows texture at coarse scales alone, as any two smooth gradients do.
+
+    `product` [..., 3] per channel; `counted` and `missing` [...], the exponents that count so far and those of scales
+    that are still to come; `finest` [...], the finest scale that counts.
     """
 
     product: Tensor
-    start: Tensor
+    counted: Tensor
+    missing: Tensor
+    finest: Tensor
     scale_weights: Sequence[float] = SCALE_WEIGHTS
 
     @classmethod
@@ -123,35 +144,41 @@ class Similarity:
         cls, shape: tuple[int, ...], device: torch.device, scale_weights: Sequence[float] = SCALE_WEIGHTS
     ) -> Similarity:
         """The empty product: 1."""
-        start = torch.full(shape, len(scale_weights) - 1, dtype=torch.int8, device=device)
-        return cls(torch.ones(*shape, 3, device=device), start, scale_weights)
+        zero = torch.zeros(shape, device=device)
+        finest = torch.full(shape, len(scale_weights), dtype=torch.int8, device=device)
+        product = torch.ones(*shape, 3, device=device)
+        return cls(product, zero, torch.full_like(zero, sum(scale_weights)), finest, scale_weights)
 
     @property
     def value(self) -> Tensor:
-        """The similarity, or while finer scales are missing a bound from above; NaN where the region is empty."""
-        return self.product.mean(dim=-1).masked_fill(self.start < 0, torch.nan)
+        """The similarity, or while finer scales are missing a bound from above; NaN where it is undecided."""
+        total, left = sum(self.scale_weights), self.missing.clamp_min(0)
+        exponent = total / (self.counted + left).clamp_min(_SMALLEST)
+        undecided = self.counted + left < MIN_SHARE * total
+        undecided |= (left < _SMALLEST) & (self.finest > max(len(self.scale_weights) - _NUM_COARSE - 1, 0))
+        return (self.product ** exponent[..., None]).mean(dim=-1).masked_fill(undecided, torch.nan)
 
-    def is_first(self, scale: int, at: tuple[Tensor, Tensor] | slice = slice(None)) -> Tensor:
-        """True where this is the coarsest scale that counts, of the pairs `at`: there, luminance counts too."""
-        return self.start[at] == scale
+    def of(self, rows: Tensor | int, columns: Tensor | int) -> Similarity:
+        """Those of some pairs of a table."""
+        parts = (part[rows, columns] for part in (self.product, self.counted, self.missing, self.finest))
+        return Similarity(*parts, self.scale_weights)
+
+    def is_first(self, at: tuple[Tensor, Tensor] | slice = slice(None)) -> Tensor:
+        """Whether no scale counts yet, of the pairs `at`: at the first that does, luminance counts too."""
+        return self.counted[at] == 0
 
     def multiply(
-        self, scale: int, factor: Tensor, mass: Tensor, at: tuple[Tensor, Tensor] | slice = slice(None)
+        self, scale: int, factor: Tensor, texture: Tensor, at: tuple[Tensor, Tensor] | slice = slice(None)
     ) -> None:
         """Take in the factors [m, 3] of one scale, for the pairs `at`; scales come coarsest first.
 
-        `mass` [m] is how much of its region a pair has at this scale.
+        `texture` [m] is how much a pair's region shows at this scale, 0 to 1.
         """
-        start = self.start[at]
-        empty = (mass <= 0) & (start == scale)
-        factor = factor.masked_fill(empty[:, None], 1.0)
-        self.start[at] = start - empty.to(start.dtype)
-        exponent = self._exponents(scale)[start.long()]
-        self.product[at] *= factor.clamp(0, 1) ** exponent[:, None]  # rounding may lead past 1
-
-    def _exponents(self, scale: int) -> Tensor:
-        sums = list(accumulate(self.scale_weights))
-        return torch.tensor([self.scale_weights[scale] * sums[-1] / part for part in sums], device=self.start.device)
+        weight, counts = self.scale_weights[scale], texture >= MIN_TEXTURE
+        self.product[at] *= (factor.clamp(0, 1) ** weight).masked_fill(~counts[:, None], 1.0)  # rounding may pass 1
+        self.counted[at] += weight * counts
+        self.missing[at] -= weight
+        self.finest[at] = torch.where(counts, torch.full_like(self.finest[at], scale), self.finest[at])
 
 
 def compare(
@@ -162,7 +189,7 @@ def compare(
     found = Similarity.begin((num_pairs,), x[0].device, scale_weights)
     for scale in reversed(range(len(scale_weights))):
         maps = measure.maps(measure.statistics(x[scale]), measure.statistics(y[scale]))
-        found.multiply(scale, *maps.average(found.is_first(scale)))
+        found.multiply(scale, *maps.average(found.is_first()))
     return found.value
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from fbmem_core.diffusion.checkpoint import find_checkpoint
 from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.retrieval.descriptors.latents import Latents
-from fbmem_core.retrieval.image_sets import Planes
 from fbmem_core.retrieval.neighbors import FLOOR, nearest_references
+from fbmem_core.retrieval.planes import Planes
 from fbmem_core.retrieval.prefilter import Prefilter, measure_recall
 from tests.benchmarks.bench_similarity import pictures
 

@@ -22,8 +22,9 @@ from fbmem_core.canary.pictures import draw_object, random_creature, random_obje
 from fbmem_core.labels import TAU
 from fbmem_core.retrieval.descriptors import describe
 from fbmem_core.retrieval.descriptors.sscd import Sscd
-from fbmem_core.retrieval.image_sets import ImageSet, Planes
+from fbmem_core.retrieval.image_sets import ImageSet
 from fbmem_core.retrieval.neighbors import FLOOR, nearest_references
+from fbmem_core.retrieval.planes import Planes
 from fbmem_core.similarity.regions import MEASURES, region_similarity
 
 NUM_LOOP_PAIRS = 4

@@ -1,6 +1,8 @@
 """Every architecture that can be audited: predictions are those of its own pipeline, and methods reach its neurons."""
 
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +39,7 @@ from fbmem_core.neurons.statistics import activations
 from tests.tiny_models import BETAS, MODELS, make_pipeline, sd
 
 SIZE = {"height": 64, "width": 64}
+PROJECT = Path(__file__).parents[2]
 PROMPT, SEEDS = "a red cat", (3, 4)
 SAMPLING = SamplingConfig(steps=2, guidance_scale=3.0, batch_size=2, **SIZE)
 AUDITED = [name for name in MODELS if name not in ("img2img", "inpaint")]
@@ -161,3 +164,11 @@ def test_conditions_are_padded_to_the_longest_where_they_have_masks():
     both = Conditioning.cat(parts)
     assert both.embeds.shape == (2, 5, 3)
     assert both.added["mask"].sum(dim=1).tolist() == [2, 5]
+
+
+def test_no_code_outside_of_its_room_names_a_network():
+    named = re.compile(r"\.unet\b|[\"']unet[\"']|UNet2D|Transformer2D|\.transformer\b")
+    files = [*(PROJECT / "fbmem_core").rglob("*.py"), *(PROJECT / "fbmem_assets").rglob("*.py")]
+    outside = [path for path in files if path.parts[-2] not in ("diffusion", "families", "canary")]
+    assert len(outside) > 50
+    assert [path.name for path in outside if named.search(path.read_text(encoding="utf-8"))] == []

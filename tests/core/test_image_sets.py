@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from fbmem_core.errors import InputError
-from fbmem_core.retrieval import image_sets
-from fbmem_core.retrieval.image_sets import ImageSet, Planes, load_image_set
+from fbmem_core.retrieval import planes as planes_module
+from fbmem_core.retrieval.image_sets import ImageSet, load_image_set
+from fbmem_core.retrieval.planes import OBJECT, Planes
+from fbmem_core.similarity.objects import objects
 from fbmem_core.similarity.regions import MEASURES
 from tests.core.test_ms_ssim import images, patch
 
@@ -118,8 +120,14 @@ def test_no_images_are_an_empty_set(tmp_path, folder):
 @pytest.mark.parametrize(
     ("spoil", "fragments"),
     [
-        (lambda path: Image.new("L", (20, 40)).save(path), ["a mask of 40x20 px, as its image", "but got 20x40"]),
-        (lambda path: path.write_bytes(b"no picture"), ["a readable mask", "UnidentifiedImageError"]),
+        (
+            lambda path: Image.new("L", (20, 40)).save(path),
+            ["a mask of 40x20 px, as its image", "but got 20x40", "Make it as large as its image."],
+        ),
+        (
+            lambda path: path.write_bytes(b"no picture"),
+            ["a readable mask", "UnidentifiedImageError", "Save it as an 8-bit grey PNG"],
+        ),
         (lambda path: path.unlink(), ["a readable mask", "FileNotFoundError"]),
     ],
 )
@@ -130,7 +138,7 @@ def test_an_unusable_matte_is_one_line_that_names_it(items, spoil, fragments):
         load_image_set(items, size=16)
     text = str(caught.value)
     assert "\n" not in text
-    for fragment in [*fragments, f"in {matte}. ", "Make it as large as its image."]:
+    for fragment in [*fragments, f"in {matte}. "]:
         assert fragment in text
 
 
@@ -176,19 +184,32 @@ def test_a_folder_of_another_number_of_images_is_refused(items, tmp_path):
 def assert_fresh(planes, of):
     """The planes of some rows are those that the measures make of their images."""
     rows = torch.tensor([4, 0, 3])
-    for region, measure in planes.measures.items():
-        for scale, expected in enumerate(measure.scales(*of.tensors(rows))):
+    for region in set(planes.measures) - {OBJECT}:
+        for scale, expected in enumerate(planes.measures[region].scales(*of.tensors(rows))):
             torch.testing.assert_close(planes(region, scale, rows), expected, atol=1e-6, rtol=0)
+    if OBJECT in planes.measures:
+        assert_objects(planes, of)
+
+
+def assert_objects(planes, of):
+    """The planes of objects show them alone, in the colours of their images."""
+    chosen = torch.arange(len(planes.image_of_object)).flip(0)
+    x, _ = of.tensors(planes.image_of_object[chosen])
+    numbers = torch.stack([torch.from_numpy(objects(of.alphas[row])) for row in planes.image_of_object[chosen]])
+    places = (numbers == planes.number_of_object[chosen][:, None, None])[:, None].float()
+    assert places.flatten(1).any(dim=1).all()
+    for scale, expected in enumerate(planes.measures[OBJECT].scales(x, places)):
+        torch.testing.assert_close(planes.side(OBJECT)(scale, chosen), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_planes_are_those_of_the_measures(large_items, tmp_path, monkeypatch, masking, keep, where):
-    monkeypatch.setattr(image_sets, "_BATCH_PIXELS", 2 * 161**2)
+    monkeypatch.setattr(planes_module, "_BATCH_PIXELS", 2 * 161**2)
     if not keep:
-        monkeypatch.setattr(image_sets, "_RAM_BYTES", 0)
-        monkeypatch.setattr(image_sets, "_DISK_BYTES", 0)
+        monkeypatch.setattr(planes_module, "_RAM_BYTES", 0)
+        monkeypatch.setattr(planes_module, "_DISK_BYTES", 0)
     loaded = load_image_set(large_items, size=161, folder=None if where == "memory" else tmp_path / "kept")
     planes = Planes(loaded, masking)
     assert planes.measures is MEASURES[masking]
@@ -205,15 +226,15 @@ def test_planes_on_disk_are_not_made_again(large_items, tmp_path, masking):
     black = dataclasses.replace(loaded, images=np.zeros_like(loaded.images))
     again = Planes(black, masking)
     rows = torch.arange(5)
-    for region, measure in again.measures.items():
-        fresh = measure.scales(*loaded.tensors(rows))
+    for region in set(again.measures) - {OBJECT}:
+        fresh = again.measures[region].scales(*loaded.tensors(rows))
         for scale in (3, 4):
             torch.testing.assert_close(again(region, scale, rows), fresh[scale], atol=1e-6, rtol=0)
     assert (again("full", 0, rows) == 0).all()
 
 
 def test_stopped_planes_are_not_taken_for_whole_ones(large_items, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_sets, "_BATCH_PIXELS", 2 * 161**2)
+    monkeypatch.setattr(planes_module, "_BATCH_PIXELS", 2 * 161**2)
     loaded = load_image_set(large_items, size=161, folder=tmp_path / "kept")
 
     class Stopping(ImageSet):

@@ -50,7 +50,6 @@ def image(tiny_checkpoint):
         ({"variant": "fp16", "max_shard_size": "100KB"}, False),
         ({"max_shard_size": "100KB"}, False),
         ({"safe_serialization": False}, True),
-        ({"safe_serialization": False, "max_shard_size": "100KB"}, True),
     ],
 )
 def test_what_save_pretrained_writes_is_loaded(tiny_checkpoint, tmp_path, image, saved, allow_pickle):
@@ -76,17 +75,21 @@ def test_plain_weights_are_taken_before_a_variant_that_lies_beside(tiny_checkpoi
         load_pipeline(found, dtype="float16", device="cpu")
 
 
-def test_a_single_file_is_loaded_with_the_configs_beside(tiny_checkpoint, tmp_path, image):
-    pipeline = loaded(tiny_checkpoint)
-    tensors = {**pipeline.unet.state_dict(), **pipeline.vae.state_dict()}
-    text = pipeline.text_encoder.state_dict()
-    tensors |= {f"cond_stage_model.transformer.text_model.{name}": value for name, value in text.items()}
-    path = tmp_path / "all.safetensors"
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
-    configs = shutil.copytree(tiny_checkpoint, tmp_path / "configs", ignore=shutil.ignore_patterns("*.safetensors"))
-    assert np.abs(drawn(loaded(path, config=configs)) - image).max() <= 1
+def test_pickles_in_shards_are_refused_at_registration(tiny_checkpoint, tmp_path):
+    loaded(tiny_checkpoint).save_pretrained(tmp_path, safe_serialization=False, max_shard_size="100KB")
+    with pytest.raises(InputError, match=r"Expected whole pickles of `.*`, but got `.*bin\.index\.json`"):
+        find_checkpoint(str(tmp_path), allow_pickle=True)
+
+
+def test_a_single_file_has_its_configs_beside(tiny_checkpoint, tmp_path):
+    path = shutil.copy(tiny_checkpoint / "unet" / "diffusion_pytorch_model.safetensors", tmp_path / "all.safetensors")
     with pytest.raises(InputError, match=r"Expected `config` beside a single file, but got none in .*all\.safetensors"):
         find_checkpoint(str(path))
+    configs = shutil.copytree(tiny_checkpoint, tmp_path / "configs", ignore=shutil.ignore_patterns("*.safetensors"))
+    found = find_checkpoint(str(path), config=configs)
+    assert (found.single_file, found.architecture) == (path, "StableDiffusionPipeline")
+    with pytest.raises(InputError, match="Expected weights that StableDiffusionPipeline loads, but got Failed to load"):
+        load_pipeline(found, device="cpu")  # it holds no text encoder
 
 
 def test_weights_that_changed_since_they_were_registered_are_not_loaded(tiny_checkpoint, tmp_path):

@@ -10,8 +10,9 @@ from fbmem_core.errors import InputError
 from fbmem_core.labels import TAU, label_generation
 from fbmem_core.retrieval import bounds
 from fbmem_core.retrieval import neighbors as neighbors_module
-from fbmem_core.retrieval.image_sets import ImageSet, Planes
+from fbmem_core.retrieval.image_sets import ImageSet
 from fbmem_core.retrieval.neighbors import nearest_pairs, nearest_references, pair_similarities
+from fbmem_core.retrieval.planes import Planes
 from fbmem_core.similarity import REGIONS, fused
 from tests.core.test_image_sets import image_set
 from tests.core.test_ms_ssim import SIDE, images, patch, variant
@@ -132,8 +133,7 @@ def test_a_generation_has_the_same_neighbors_alone_and_among_others(generations,
 def test_how_much_is_compared_at_once_does_not_matter(generations, references, monkeypatch, floor):
     expected = list(nearest_references(generations, references, floor=floor))
     monkeypatch.setattr(neighbors_module, "_BLOCK", 4)
-    for comparison in fused.FUSED.values():
-        monkeypatch.setattr(type(comparison), "chunk_floats", 3 * 3 * SIDE * SIDE)
+    monkeypatch.setattr(fused._Fused, "chunk_floats", 3 * 3 * SIDE * SIDE)
     monkeypatch.setattr(bounds, "_STATISTICS_BYTES", 2 * 16 * 3 * SIDE * SIDE)
     for (name, found), (expected_name, neighbors) in zip(
         nearest_references(generations, references, floor=floor), expected, strict=True
@@ -166,14 +166,22 @@ def test_without_references_there_are_no_neighbors(generations, references, floo
 def test_one_pass_gives_the_neighbors_and_every_value_of_their_pairs(generations, references, masking, floor):
     expected = dict(nearest_references(generations, references, masking=masking, floor=floor))
     found = list(nearest_pairs(generations, references, masking=masking, floor=floor))
-    assert {name: listed for name, listed, _ in found} == expected
     for name, listed, pairs in found:
-        wanted = [(name, n.reference_id) for n in listed]
+        assert_alike(
+            [n for n in listed if n.similarity >= max(floor, 0.01)],
+            [n for n in expected[name] if n.similarity >= max(floor, 0.01)],
+        )
+        assert {n.reference_id for n in listed} <= {pair.reference_id for pair in pairs}
+        for n in listed:  # what labels name as the nearest is what stands first here
+            if n.rank == 1:
+                assert n.similarity == pytest.approx(max(getattr(p, n.region) or 0.0 for p in pairs), abs=1e-6)
+        wanted = [(name, pair.reference_id) for pair in pairs]
         again = dict(pair_similarities(generations, references, wanted, masking=masking))[name]
         assert [pair.reference_id for pair in pairs] == [pair.reference_id for pair in again]
         for pair, other in zip(pairs, again, strict=True):
             for region in REGIONS:
                 assert getattr(pair, region) == pytest.approx(getattr(other, region), abs=1e-6)
+            assert pair.object_similarities == pytest.approx(other.object_similarities, abs=1e-6)
 
 
 def test_without_generations_nothing_is_found(generations, references):

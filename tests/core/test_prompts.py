@@ -156,7 +156,7 @@ def test_a_short_row_of_a_csv_lacks_its_last_cells_and_a_long_one_is_left_out(tm
         (
             "a.jsonl",
             "not json\n",
-            ["at least one prompt, but got none (1 rejected, such as line 1: no JSON", "Add prompts."],
+            ["none (1 rejected, such as line 1: no JSON", "Add prompts."],
         ),
         ("a.csv", b"prompt\ncaf\xe9\n", ["readable .csv text", "Save it anew as UTF-8."]),
         ("a.txt", b"caf\xe9\n", ["readable .txt text", "Save it anew as UTF-8."]),

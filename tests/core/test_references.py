@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from fbmem_core.errors import InputError
-from fbmem_core.inputs.references import ReferenceImage, open_rgb, read_references
+from fbmem_core.inputs.pictures import open_rgb
+from fbmem_core.inputs.references import ReferenceImage, read_references
 
 
 def picture(seed=0, size=(24, 16), mode="RGB"):

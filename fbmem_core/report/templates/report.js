@@ -66,7 +66,7 @@
   }
 
   names.forEach((name) => { const input = field(name); if (input) { input.addEventListener("input", update); } });
-  cards.forEach((card) => card.addEventListener("toggle", () => { if (card.open) { build(card); } }));
+  cards.forEach((card) => { card.addEventListener("toggle", () => { if (card.open) { build(card); } }); if (card.open) { build(card); } });
   document.addEventListener("click", (event) => { const button = event.target.closest("[data-copy]"); if (button) { copy(button); } });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) { return; }

@@ -34,3 +34,4 @@ STDDEV = Column("stddev", REAL, "standard deviation")
 WIDTH = Column("width", INTEGER, "px")
 # an image: the seed of its initial latents under one prompt and method
 IMAGE = (CHECKPOINT, METHOD, PROMPT_ID, SEED)
+TRANSFORM = Column("transform", TEXT, "the reference as it was compared: whole, center crop, or how it was moved")

@@ -15,8 +15,9 @@ from fbmem_core.store.schemas.columns import (
     PROMPT,
     PROMPT_ID,
     REFERENCE_ID,
+    TRANSFORM,
 )
-from fbmem_core.store.schemas.table import BOOLEAN, INTEGER, REAL, TEXT, TEXTS, Column, Table
+from fbmem_core.store.schemas.table import BOOLEAN, INTEGER, REAL, REALS, TEXT, TEXTS, Column, Table
 
 NEIGHBORS = Table(
     "neighbors",
@@ -30,6 +31,7 @@ NEIGHBORS = Table(
         REFERENCE_ID,
         Column("similarity", REAL, "MS-SSIM of the region"),
         Column("complete", BOOLEAN, "no reference above this one is missing"),
+        TRANSFORM,
     ),
 )
 PREFILTER_RECALLS = Table(
@@ -49,8 +51,8 @@ PREFILTER_RECALLS = Table(
 )
 SIMILARITIES = Table(
     "similarities",
-    "One row per image, reference and masking, for every pair that is a neighbor by any region.",
-    key=("checkpoint", "method", "prompt_id", "seed", "reference_id", "masking"),
+    "One row per image, reference, masking and transform, for every pair that is a neighbor by any region.",
+    key=("checkpoint", "method", "prompt_id", "seed", "reference_id", "masking", "transform"),
     columns=(
         *IMAGE,
         REFERENCE_ID,
@@ -59,6 +61,12 @@ SIMILARITIES = Table(
         FOREGROUND_SIMILARITY,
         BACKGROUND_SIMILARITY,
         Column("average_similarity", REAL, "mean of foreground and background similarity"),
+        Column("common_foreground_similarity", REAL, "MS-SSIM of the most similar object that both mattes show"),
+        Column("object_areas", REALS, "of each object of the generation, its share of the image"),
+        Column("object_similarities", REALS, "MS-SSIM of each; null: without texture"),
+        Column("reference_object_areas", REALS, "of each object of the reference, its share of the image"),
+        Column("reference_object_similarities", REALS, "MS-SSIM of each; null: without texture"),
+        TRANSFORM,
     ),
 )
 LABELS = Table(
@@ -76,6 +84,9 @@ LABELS = Table(
         Column("full_reference_id", TEXT, "reference of the highest full similarity"),
         Column("foreground_reference_id", TEXT, "reference of the highest foreground similarity"),
         Column("background_reference_id", TEXT, "reference of the highest background similarity"),
+        Column("foreground_copied", BOOLEAN, "whether an object is a copy of its reference's; null: undecided"),
+        Column("background_copied", BOOLEAN, "whether the background is a copy of its reference's; null: undecided"),
+        TRANSFORM,
     ),
 )
 ONE_TO_MANY = Table(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 TEXT, INTEGER, REAL, BOOLEAN = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-TIME, TEXTS = pa.timestamp("us", tz="UTC"), pa.list_(pa.string())
+TIME, TEXTS, REALS = pa.timestamp("us", tz="UTC"), pa.list_(pa.string()), pa.list_(pa.float64())
 
 
 @dataclass(frozen=True)
