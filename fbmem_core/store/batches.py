@@ -37,8 +37,11 @@ class Batches:
     def __init__(self, store: Store, partition: str, tables: Sequence[str], *, prefix: str) -> None:
         self._store, self._partition, self._tables, self._prefix = store, partition, tuple(tables), prefix
 
-    def present(self, *, report: Callable[[str], None] = lambda message: None) -> set[str]:
-        """The pieces that are there whole in every table; a broken file is removed and `report` is told its name."""
+    def state(self, *, report: Callable[[str], None] = lambda message: None) -> tuple[set[str], set[str]]:
+        """The pieces that are there whole in every table, and those that the last has but another has lost.
+
+        A broken file is removed and `report` is told its name.
+        """
         whole: list[set[str]] = []
         for table in self._tables:
             names = self._store.shards(table, self._partition, report=report)
@@ -47,7 +50,8 @@ class Batches:
                 if name.startswith(self._prefix):
                     of_table |= set(self._pieces(table, name))
             whole.append(of_table)
-        return set.intersection(*whole) if whole else set()
+        present = set.intersection(*whole)
+        return present, whole[-1] - present
 
     def keep(self, wanted: Mapping[str, Owner]) -> None:
         """Remove the rows of every other piece, and of a piece that an interrupted merge left in a second file.
@@ -109,10 +113,10 @@ class Batches:
         return sorted(path.stem for path in folder.glob(f"{self._prefix}-*.parquet"))
 
     def _pieces(self, table: str, name: str) -> list[str]:
-        content = (self._store.table_dir(table, self._partition) / f"{name}.parquet").read_bytes()
         try:
+            content = (self._store.table_dir(table, self._partition) / f"{name}.parquet").read_bytes()
             metadata = pq.read_schema(io.BytesIO(content)).metadata or {}
-        except pa.ArrowException:
+        except (FileNotFoundError, pa.ArrowException):  # another step tidies up too
             return []
         # a file of an earlier version holds the one piece whose name it has
         return list(json.loads(metadata[PIECES_KEY])) if PIECES_KEY in metadata else [name]

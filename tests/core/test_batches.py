@@ -55,13 +55,13 @@ def wanted(*prompts, version=1):
 
 def test_pieces_are_there_when_every_table_has_them(store):
     found = batches(store)
-    assert found.present() == set()
+    assert found.state()[0] == set()
     found.write(rows_of(["p", "q"]), ["none-p1", "none-q1"])
     found.write(rows_of(["r"]), ["none-r1"])
-    assert found.present() == {"none-p1", "none-q1", "none-r1"}
+    assert found.state()[0] == {"none-p1", "none-q1", "none-r1"}
     assert prompts_in(store, "neighbors") == ["p", "p", "q", "q", "r", "r"]
     store.keep_shards("similarities", KEY, ())
-    assert found.present() == set()
+    assert found.state()[0] == set()
 
 
 def test_rows_of_pieces_that_are_no_longer_wanted_go_and_the_others_of_their_file_stay(store):
@@ -71,9 +71,9 @@ def test_rows_of_pieces_that_are_no_longer_wanted_go_and_the_others_of_their_fil
     found.keep(wanted("p") | wanted("q", version=2))
     for table in TABLES:
         assert prompts_in(store, table) == ["p", "p"]
-    assert found.present() == {"none-p1"}
+    assert found.state()[0] == {"none-p1"}
     found.write(rows_of(["q"]), ["none-q2"])
-    assert found.present() == {"none-p1", "none-q2"}
+    assert found.state()[0] == {"none-p1", "none-q2"}
     assert prompts_in(store, "neighbors") == ["p", "p", "q", "q"]
 
 
@@ -87,13 +87,13 @@ def test_small_files_are_merged_and_say_what_they_hold(store, monkeypatch):
     assert len(store.shards("neighbors", KEY)) == 10
     found.merge()
     assert len(store.shards("neighbors", KEY)) == len(store.shards("similarities", KEY)) == 3
-    assert found.present() == set(wanted(*prompts))
+    assert found.state()[0] == set(wanted(*prompts))
     for table, rows in zip(TABLES, before, strict=True):
         assert store.read(table, KEY).equals(rows)
     found.merge()
     assert len(store.shards("neighbors", KEY)) == 3
     found.keep(wanted(*prompts[:-1]))
-    assert found.present() == set(wanted(*prompts[:-1]))
+    assert found.state()[0] == set(wanted(*prompts[:-1]))
 
 
 def test_a_merge_that_was_killed_leaves_no_row_twice(store, monkeypatch):
@@ -119,5 +119,5 @@ def test_a_file_of_an_earlier_version_holds_the_piece_whose_name_it_has(store):
     found = batches(store)
     for table, rows in rows_of(["p"]).items():
         store.write(table, KEY, rows, shard="none-p1")
-    assert found.present() == {"none-p1"}
+    assert found.state()[0] == {"none-p1"}
     assert isinstance(store.read("neighbors", KEY), pl.DataFrame)
