@@ -1,4 +1,4 @@
-"""What a text-to-image diffusion model has memorized: whole pictures, foreground objects, backgrounds."""
+"""Audits of what a text-to-image diffusion model has memorized: whole pictures, foreground objects, backgrounds."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

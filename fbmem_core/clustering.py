@@ -42,13 +42,13 @@ class ClusterQuality:
 
     Attributes:
         count: The number that was asked for.
-        found: How many there are: fewer where there are fewer different prompts.
+        num_clusters: The number that there is: fewer where there are fewer different prompts.
         silhouette: Mean silhouette coefficient, from -1 to 1; None for one cluster, or one a prompt.
         stability: Mean adjusted Rand index of every two seeds, 1 when all agree.
     """
 
     count: int
-    found: int
+    num_clusters: int
     silhouette: float | None
     stability: float
 
@@ -143,7 +143,7 @@ def cluster_quality(
     from sklearn.metrics import adjusted_rand_score, silhouette_score
 
     runs = [cluster_prompts(embeddings, count=count, seed=seed).cluster for seed in seeds]
-    found = len(np.unique(runs[0]))
-    silhouette = float(silhouette_score(embeddings, runs[0])) if 1 < found < len(embeddings) else None
+    num_clusters = len(np.unique(runs[0]))
+    silhouette = float(silhouette_score(embeddings, runs[0])) if 1 < num_clusters < len(embeddings) else None
     agreements = [adjusted_rand_score(a, b) for number, a in enumerate(runs) for b in runs[number + 1 :]]
-    return ClusterQuality(count, found, silhouette, float(np.mean(agreements)) if agreements else 1.0)
+    return ClusterQuality(count, num_clusters, silhouette, float(np.mean(agreements)) if agreements else 1.0)

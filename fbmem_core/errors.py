@@ -24,7 +24,7 @@ class InputError(FbmemError):
 
 
 class NotApplicableError(InputError):
-    """What a model or an audit has not got: the stage that needs it is left out, and the run goes on without it."""
+    """Need that a model or an audit does not meet: the stage is left out, and the run goes on without it."""
 
 
 class WeightsNotFoundError(FbmemError):

@@ -57,7 +57,7 @@ class PairSimilarity:
         return _area(self.object_areas, self.object_similarities, -1.0, tau)
 
     def shows_object(self, tau: float, beta: float) -> bool:
-        """Whether copied objects of the generation, or of the reference, have more than `beta` of the area."""
+        """True if copied objects of the generation, or of the reference, have more than `beta` of the area."""
         theirs = _area(self.reference_object_areas, self.reference_object_similarities, tau, math.inf)
         return max(self.copied_area(tau), theirs) > beta
 
@@ -84,7 +84,7 @@ class GenerationLabel:
 
 @dataclass(frozen=True)
 class CopiedRegions:
-    """Which regions of a generation a pair shows to be copied; None: undecided. `whole`: all that it has."""
+    """Regions of a generation that a pair shows to be copied; None: undecided. `whole`: all that it has."""
 
     foreground: bool | None
     background: bool | None

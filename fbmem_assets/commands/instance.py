@@ -64,7 +64,7 @@ def _home(storage: Path) -> Path:
 
 
 def _is_ours(config: Path) -> bool:
-    """Whether it is fbmem's own dagster.yaml: that of another project, which may lie in the current folder, is not."""
+    """True for fbmem's own dagster.yaml: that of another project, which may lie in the current folder, is not."""
     try:
         return INSTANCE_VARIABLE in config.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

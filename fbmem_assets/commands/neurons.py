@@ -56,16 +56,16 @@ def deactivate(checkpoint: Path, file: Path, out: Path, names: tuple[str, ...], 
     from fbmem_core.neurons.layers import union, value_layers
     from fbmem_core.neurons.weights import write_mitigated_checkpoint
 
-    found = find_checkpoint(str(checkpoint))
+    original = find_checkpoint(str(checkpoint))
     # only a CSV's lists do not name their layers
-    listed = value_layers(load_pipeline(found, device="cpu"), layers) if file.suffix == ".csv" else ()  # type: ignore[arg-type]
+    listed = value_layers(load_pipeline(original, device="cpu"), layers) if file.suffix == ".csv" else ()  # type: ignore[arg-type]
     sets = read_neuron_sets(file, listed)
     unknown = [name for name in names if name not in sets]
     if unknown:
-        known = ", ".join(list(sets)[:5])
-        raise InputError("the name of a set", f"`{unknown[0]}`", where=file, cure=f"It holds {known} ...")
+        examples = ", ".join(list(sets)[:5])
+        raise InputError("the name of a set", f"`{unknown[0]}`", where=file, cure=f"It holds {examples} ...")
     chosen = union(sets[name] for name in names or sets)
-    changed = write_mitigated_checkpoint(found.directory, out, chosen, factor=factor)
+    changed = write_mitigated_checkpoint(original.directory, out, chosen, factor=factor)
     for tensor, share in changed.items():
         click.echo(f"{tensor}: {len(chosen.at(tensor.rpartition('.')[0]))} rows, {share:.1%} of its norm")
     click.echo(f"{out}: {len(chosen)} neurons multiplied by {factor:g}")
@@ -73,12 +73,12 @@ def deactivate(checkpoint: Path, file: Path, out: Path, names: tuple[str, ...], 
 
 def one_partition(tables: Store, table: str, partition: str | None) -> str:
     """The partition that was named, or the only one of which the table holds anything; else InputError."""
-    found = tables.partitions(table)
-    if partition is None and len(found) == 1:
-        return found[0]
-    if partition not in found:
-        got = f"`{partition}`" if partition else f"{len(found)} of them"
-        cure = f"Give --partition, one of: {', '.join(found)}." if found else "Run `fbmem audit` first."
+    partitions = tables.partitions(table)
+    if partition is None and len(partitions) == 1:
+        return partitions[0]
+    if partition not in partitions:
+        got = f"`{partition}`" if partition else f"{len(partitions)} of them"
+        cure = f"Give --partition, one of: {', '.join(partitions)}." if partitions else "Run `fbmem audit` first."
         raise InputError(f"one partition of `{table}`", got, where=tables.root, cure=cure)
     return partition
 

@@ -1,4 +1,4 @@
-"""How commands print rows: a table that fits the terminal, or whole values in a format that programs read."""
+"""Rows that commands print: a table that fits the terminal, or whole values in a format that programs read."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         length = min(int(self.headers.get("Content-Length") or 0), _MAX_BYTES)
         fields = urllib.parse.parse_qs(self.rfile.read(length).decode("utf-8", "replace"))
-        values = {name: some[0] for name, some in fields.items()}
+        values = {name: given[0] for name, given in fields.items()}
         if not secrets.compare_digest(values.get("token", ""), self.token):
             self._answer(403, "<p>Open the page again.</p>")
             return
@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing is printed for a request."""
 
     def _is_local(self) -> bool:
-        """Whether it is asked for by this machine's own name, which no other page can do."""
+        """True if the page is requested by this machine's own name, which no other page can do."""
         if (self.headers.get("Host") or "").rpartition(":")[0] in ("127.0.0.1", "localhost"):
             return True
         self._answer(403, "<p>This page is for this machine alone.</p>")

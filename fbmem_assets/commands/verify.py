@@ -52,7 +52,7 @@ def verify(what: Path, partition: str | None, sample: int, public_key: Path | No
 def _verify(store: Store, key: str, sample: int) -> list[Difference]:
     from fbmem_core.report.verification import verify_store
 
-    found = []
+    differences = []
     for difference in verify_store(
         store,
         key,
@@ -60,8 +60,8 @@ def _verify(store: Store, key: str, sample: int) -> list[Difference]:
         report=lambda step: click.echo(f"{key}: {step}", err=True),
     ):
         click.echo(f"{'not there' if difference.is_missing else 'differs'}: {difference.item}: {difference.reason}")
-        found.append(difference)
-    return found
+        differences.append(difference)
+    return differences
 
 
 def _verify_report(folder: Path, public_key: Path | None) -> None:
@@ -83,8 +83,10 @@ def _verify_report(folder: Path, public_key: Path | None) -> None:
 
 def _end(differences: list[Difference], name: str) -> None:
     wrong = [difference for difference in differences if not difference.is_missing]
-    lost = len(differences) - len(wrong)
-    click.echo(f"{name}: {len(wrong)} differences" + (f", {lost} things that are not there" if lost else ""))
+    num_missing = len(differences) - len(wrong)
+    click.echo(
+        f"{name}: {len(wrong)} differences" + (f", {num_missing} things that are not there" if num_missing else "")
+    )
     if wrong:
         sys.exit(_DIFFERS)
 

@@ -17,7 +17,7 @@ PASSED, FAILED, NOT_APPLICABLE = "passed", "failed", "not_applicable"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
         passed: None where there is nothing to check: the check is then shown as skipped, never as passed.
@@ -101,9 +101,9 @@ def _keep(
     store.tables.write("checks", key, [row], shard=f"{asset}-{name}")
 
 
-def all_there(what: str, *, expected: int, found: int, **facts: Any) -> Verdict:
-    """As many rows as were expected; with none expected there is nothing to check."""
-    numbers = {"expected": expected, "found": found, **facts}
-    if not expected and not found:
+def all_there(what: str, *, expected: int, present: int, **facts: Any) -> Verdict:
+    """Check that there are as many rows as expected; with none expected there is nothing to check."""
+    numbers = {"expected": expected, "found": present, **facts}
+    if not expected and not present:
         return Verdict(None, f"there are no {what}", numbers)
-    return Verdict(found == expected, f"{found} of {expected} {what} are there", numbers)
+    return Verdict(present == expected, f"{present} of {expected} {what} are there", numbers)

@@ -64,15 +64,14 @@ def choose_executor() -> dg.ExecutorDefinition:
     except ImportError as error:
         cure = f"pip install 'fbmem[{name}]'"
         raise InputError(f"the package of the executor {name}", error, where=EXECUTOR_VARIABLE, cure=cure) from None
-    known = "in_process, multiprocess, k8s or celery"
-    raise InputError(known, f"`{name}`", where=EXECUTOR_VARIABLE, cure="Name one of them.")
+    executors = "in_process, multiprocess, k8s or celery"
+    raise InputError(executors, f"`{name}`", where=EXECUTOR_VARIABLE, cure="Name one of them.")
 
 
 def _with_broker(executor: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
-    """Celery as `deploy/celery.yaml` configures the workers, if FBMEM_BROKER names a broker; else as a run configures it."""
+    """Celery with the broker that FBMEM_BROKER names; where it is not set, as the run's own configuration says."""
     if not os.environ.get(BROKER_VARIABLE):
         return executor
-    # a result is read once, and an acknowledged step is finished: the workers' own file says the rest
     broker = {"env": BROKER_VARIABLE}
     return executor.configured({"broker": broker, "backend": broker}, name="celery")
 

@@ -1,4 +1,4 @@
-"""What happens around an asset's own work: nothing is made of parents that never finished, and what cannot be done is
+"""Frame around an asset's own work: nothing is made of parents that never finished, and what cannot be done is
 left out with its reason instead of ending the run."""
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Guard:
             InputError: A parent never finished; the message names all of them.
         """
         store.open(key)  # a partition that was never registered is named as such
-        lost = [name for name in self.parents if record_of(store, key, name) is None]
-        if lost:
-            names = ", ".join(f"`{name}`" for name in lost)
+        unfinished = [name for name in self.parents if record_of(store, key, name) is None]
+        if unfinished:
+            names = ", ".join(f"`{name}`" for name in unfinished)
             cure = f"Materialize {names} first, or launch the job `audit`."
             raise InputError(f"finished parents of `{self.asset}`", f"none of {names}", where=key, cure=cure)
         forget_record(store, key, self.asset)

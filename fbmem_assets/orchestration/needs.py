@@ -1,4 +1,4 @@
-"""What assets cannot do without: each need says why an audit lacks it, or None. An asset that lacks it is left out."""
+"""Needs of assets: each says why an audit lacks it, or None. An asset that lacks it is left out."""
 
 from __future__ import annotations
 

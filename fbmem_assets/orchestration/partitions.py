@@ -65,14 +65,14 @@ def record_audit(audit: Audit, checkpoint: Checkpoint, store: Store) -> str:
     audit, key = settled_audit(audit, checkpoint), partition_key(audit, checkpoint)
     kept = {"audit": json.loads(dump_audit(audit)), "checkpoint": asdict(checkpoint)}
     store.write_bytes(record_path(key), json.dumps(kept, indent=1, default=str).encode())
-    known = store.read("checkpoints", key)
+    registered = store.read("checkpoints", key)
     row = {
         "audit": audit.name,
         "source": checkpoint.source,
         "revision": checkpoint.revision,
         "fingerprint": checkpoint.fingerprint,
         "architecture": checkpoint.architecture,
-        "created_at": known["created_at"][0] if len(known) else datetime.now(UTC),
+        "created_at": registered["created_at"][0] if len(registered) else datetime.now(UTC),
     }
     store.write("checkpoints", key, [row])
     return key

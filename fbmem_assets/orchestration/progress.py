@@ -70,7 +70,7 @@ class Progress:
             print(self.line(), file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """How far it is, and how long it will take yet."""
+        """Progress so far, and the time that is left."""
         counted = self._done - self._first
         text = f"{self._what}: {self._done} of {self._total or '?'}"
         if not (self._total and counted):

@@ -1,4 +1,4 @@
-"""What is recorded of every asset: the settings, versions and device its rows were made with, and the time it took."""
+"""Record of every asset: the settings, versions and device its rows were made with, and the time it took."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write_record(
 
 
 def record_of(store: AuditStore, key: str, asset: str) -> dict[str, Any] | None:
-    """What was recorded when the asset last finished; None: it never did, or it is at work."""
+    """Record of the time when the asset last finished; None: it never did, or it is at work."""
     rows = store.tables.read("records", key, shard=asset).to_dicts()
     return rows[0] if rows else None
 
@@ -98,7 +98,7 @@ def _device(store: AuditStore, key: str) -> str:
 
 
 def _times(context: Context, asset: str) -> tuple[datetime | None, float]:
-    """When the first step of the asset began, and the seconds that all of them took: several, if it is divided."""
+    """Time when the first step of the asset began, and the seconds that all of them took: several, if it is divided."""
     now = datetime.now(UTC).timestamp()
     steps = [
         (step.start_time, step.end_time or now)

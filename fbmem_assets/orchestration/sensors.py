@@ -140,10 +140,10 @@ def _mark(audit: Audit, seen: Seen) -> tuple[Seen, str]:
     directory = Path(audit.checkpoint)
     if directory.is_dir():
         return seen, stamp(directory, pipeline_files(directory, allow_pickle=audit.allow_pickle))
-    commit, asked = seen.hub
-    if time.time() - asked >= _HUB_EVERY_SECONDS:
-        commit, asked = hub_revision(audit.checkpoint, revision=audit.revision), time.time()
-    return seen._replace(hub=(commit, asked)), commit
+    commit, asked_at = seen.hub
+    if time.time() - asked_at >= _HUB_EVERY_SECONDS:
+        commit, asked_at = hub_revision(audit.checkpoint, revision=audit.revision), time.time()
+    return seen._replace(hub=(commit, asked_at)), commit
 
 
 _fingerprints: dict[str, Future[Checkpoint]] = {}
@@ -167,18 +167,18 @@ def _fingerprinted(audit: Audit, mark: str, deadline: float) -> Checkpoint:
 
 
 def _start(audit: Audit, revision: str | None) -> Future[Checkpoint]:
-    found: Future[Checkpoint] = Future()
+    checkpoint: Future[Checkpoint] = Future()
 
     def work() -> None:
         try:
-            found.set_result(checkpoint_of(audit, revision=revision))
+            checkpoint.set_result(checkpoint_of(audit, revision=revision))
         except (FbmemError, OSError) as error:
-            found.set_exception(error)
+            checkpoint.set_exception(error)
         finally:
-            found.cancel()  # does nothing to one that is done
+            checkpoint.cancel()  # does nothing to one that is done
 
     threading.Thread(target=work, daemon=True).start()  # a process that ends does not wait for it
-    return found
+    return checkpoint
 
 
 def _run_key(instance: dg.DagsterInstance, key: str, audit: Audit) -> str:

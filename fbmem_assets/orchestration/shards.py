@@ -29,7 +29,7 @@ class Part:
     count: int
 
     def of(self, items: Sequence[T]) -> list[T]:
-        """Every `count`-th item, so that what belongs together in a file is spread over the parts."""
+        """Items of this part, each `count`-th, so that what belongs together in a file is spread over the parts."""
         return list(items[self.number - 1 :: self.count])
 
     @property

@@ -47,15 +47,16 @@ def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.M
     batches.keep({piece: (rows["prompt_id"][0],) for piece, rows in pieces.items() if piece not in missing})
     tiles: list[tuple[str, Any]] = []
     for piece, rows in track(context, missing.items(), what="comparing seeds", total=len(missing)):
-        found, num_seeds = _agreement(audit, rows)
+        agreement, num_seeds = _agreement(audit, rows)
         prompt_id = rows["prompt_id"][0]
         row = {
-            "prompt_id": prompt_id, "inside": found.inside, "outside": found.outside,
-            "predicted_label": predict_label(found, threshold=audit.config.agreement.threshold), "num_seeds": num_seeds,
+            "prompt_id": prompt_id, "inside": agreement.inside, "outside": agreement.outside,
+            "predicted_label": predict_label(agreement, threshold=audit.config.agreement.threshold),
+            "num_seeds": num_seeds,
         }  # fmt: skip
         batches.write({"seed_agreement": [row]}, [piece])
         if len(tiles) < _SHEET_TILES:
-            tiles.append((prompt_id, _map_picture(found.agreement_map)))
+            tiles.append((prompt_id, _map_picture(agreement.agreement_map)))
     batches.merge()
     table = audit.read("seed_agreement")
     judged = _judged(audit)
@@ -75,11 +76,11 @@ def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.M
 @table_check(seed_agreement, severity=dg.AssetCheckSeverity.WARN)
 def seed_agreement_tells_memorized_prompts(audit: AuditedCheckpoint) -> Verdict:
     """Against the labels, the area under the ROC curve of `memorized or not` is at least 0.9."""
-    found = areas(_judged(audit))
-    auc = found["memorized"]
+    values = areas(_judged(audit))
+    auc = values["memorized"]
     if auc is None:
         return Verdict(None, "all prompts are memorized, or none is")
-    facts = {name: "undefined" if value is None else value for name, value in found.items()}
+    facts = {name: "undefined" if value is None else value for name, value in values.items()}
     return Verdict(auc >= _MIN_AUC, f"area under the ROC curve {auc:.3f}, at least {_MIN_AUC} wanted", facts)
 
 
@@ -87,10 +88,10 @@ def areas(judged: pl.DataFrame) -> dict[str, float | None]:
     """Area under the ROC curve against the labels: memorized, foreground (VM, FM), background (VM, BM) or not."""
     from sklearn.metrics import roc_auc_score
 
-    found: dict[str, float | None] = {}
+    values: dict[str, float | None] = {}
     for name, (truth, score) in _questions(judged).items():
-        found[name] = float(roc_auc_score(truth, score)) if len(set(truth)) == 2 else None
-    return found
+        values[name] = float(roc_auc_score(truth, score)) if len(set(truth)) == 2 else None
+    return values
 
 
 def _pieces(audit: AuditedCheckpoint) -> dict[str, pl.DataFrame]:
@@ -106,13 +107,13 @@ def _pieces(audit: AuditedCheckpoint) -> dict[str, pl.DataFrame]:
         .alias("matte")
     )
     for rows in generations.drop_nulls("matte").partition_by("prompt_id", maintain_order=True):
-        some = rows.head(audit.config.agreement.num_seeds).with_columns(
+        chosen = rows.head(audit.config.agreement.num_seeds).with_columns(
             pl.lit(texts[rows["prompt_id"][0]]).alias("prompt")
         )
-        if len(some) >= 2:
+        if len(chosen) >= 2:
             settings = audit.config.agreement.model_dump()
-            facts = some.select("prompt_id", "prompt", "seed", "matte").rows()
-            pieces[digest(_VERSION, audit.checkpoint.fingerprint, sampling, settings, facts)] = some
+            facts = chosen.select("prompt_id", "prompt", "seed", "matte").rows()
+            pieces[digest(_VERSION, audit.checkpoint.fingerprint, sampling, settings, facts)] = chosen
     return pieces
 
 

@@ -80,7 +80,7 @@ def _settings(audit: AuditedCheckpoint) -> dict[str, Any]:
 
 
 def _attacked(audit: AuditedCheckpoint) -> dict[Attack, list[dict[str, Any]]]:
-    """By attack, memorized prompts with their most severe label, the picture that is aimed at, and what counts.
+    """Memorized prompts by attack, with their most severe label, the picture that is aimed at, and what counts.
 
     Aimed at is the reference that the label names, or a held-out picture; `own` are the ids of the pictures of which a
     likeness counts. Labels in turn, as many as asked.
@@ -124,15 +124,15 @@ def _attack(audit: AuditedCheckpoint, trial: Trial, attack: Attack, row: dict[st
     if not images:
         return []
     planes = _held_out_planes(audit) if attack == "control" else reference_planes(audit, MITIGATED)
-    found = _label(audit, images, f"{trial.spec.title}-{attack}-{row['prompt_id']}", planes, row["own"])
+    labels = _label(audit, images, f"{trial.spec.title}-{attack}-{row['prompt_id']}", planes, row["own"])
     mitigated = audit.summary_labels(MITIGATED).filter(
         (pl.col("method") == trial.spec.title) & (pl.col("prompt_id") == row["prompt_id"])
     )
     severe = SEVERITY[row["label"]]
     return [{
         "method": trial.spec.title, "attack": attack, "prompt_id": row["prompt_id"], "label_before": row["label"],
-        "label_mitigated": _worst(mitigated["label"].to_list()), "label_attacked": _worst(found),
-        "num_attempts": len(found), "num_returned": sum(SEVERITY[label or "NM"] >= severe for label in found),
+        "label_mitigated": _worst(mitigated["label"].to_list()), "label_attacked": _worst(labels),
+        "num_attempts": len(labels), "num_returned": sum(SEVERITY[label or "NM"] >= severe for label in labels),
     }]  # fmt: skip
 
 
@@ -140,18 +140,18 @@ def _paraphrased(audit: AuditedCheckpoint, trial: Trial, row: dict[str, Any]) ->
     from fbmem_core.evaluation.attacks import neighbor_requests
     from fbmem_core.mitigation.sampling import sample_mitigated
 
-    known, settings = trial.evidence, audit.config.mitigations
+    evidence, settings = trial.evidence, audit.config.mitigations
     seeds = range(audit.config.sampling.seed, audit.config.sampling.seed + settings.attempts)
     requests = neighbor_requests(
-        known.prompts,
-        known.clusters,
+        evidence.prompts,
+        evidence.clusters,
         row["prompt_id"],
         seeds,
         vectors=dict(zip(audit.prompts, embeddings(audit), strict=True)),
         num_neighbors=settings.num_neighbors,
     )
     intervention = trial.method.intervention(row["prompt_id"])
-    return sample_mitigated(known.pipeline, requests, audit.config.sampling, {row["prompt_id"]: intervention})
+    return sample_mitigated(evidence.pipeline, requests, audit.config.sampling, {row["prompt_id"]: intervention})
 
 
 def _adversarial(audit: AuditedCheckpoint, trial: Trial, row: dict[str, Any]) -> "Sampled":
@@ -162,22 +162,22 @@ def _adversarial(audit: AuditedCheckpoint, trial: Trial, row: dict[str, Any]) ->
     from fbmem_core.inputs.pictures import open_rgb
     from fbmem_core.mitigation.sampling import sample_mitigated
 
-    known, sampling, prompt_id = trial.evidence, audit.config.sampling, row["prompt_id"]
+    evidence, sampling, prompt_id = trial.evidence, audit.config.sampling, row["prompt_id"]
     paths: dict[str, str | Path] = {path.name: path for path in _held_out(audit)}
     paths |= dict(audit.references.select("reference_id", "path").iter_rows())
     picture = open_rgb(paths[row["reference"]]).resize((sampling.width, sampling.height), Image.Resampling.LANCZOS)
     intervention = trial.method.intervention(prompt_id)
     size = (sampling.height, sampling.width)
-    some = [
-        Request(prompt_id, known.prompts[prompt_id], sampling.seed + n)
+    requests = [
+        Request(prompt_id, evidence.prompts[prompt_id], sampling.seed + n)
         for n in range(audit.config.mitigations.attempts)
     ]
-    for start in starting_embeddings(known.pipeline, known.prompts[prompt_id], size):
-        found = adversarial_embedding(
-            known.pipeline, picture, intervention, start=start, prompt=known.prompts[prompt_id]
+    for start in starting_embeddings(evidence.pipeline, evidence.prompts[prompt_id], size):
+        embedding = adversarial_embedding(
+            evidence.pipeline, picture, intervention, start=start, prompt=evidence.prompts[prompt_id]
         )
-        attacked = {prompt_id: replace(intervention, embeds=found)}
-        yield from sample_mitigated(known.pipeline, some, sampling, attacked)
+        attacked = {prompt_id: replace(intervention, embeds=embedding)}
+        yield from sample_mitigated(evidence.pipeline, requests, sampling, attacked)
 
 
 def _held_out_planes(audit: AuditedCheckpoint) -> "dict[str, Planes]":

@@ -27,8 +27,8 @@ def prompt_labels(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Ma
     from fbmem_core.evaluation.changes import label_prompts
 
     audit = store.open(context.partition_key)
-    found = label_prompts(audit.summary_labels(), audit.read("prompts"))
-    audit.write("prompt_labels", found.to_dicts())
+    labels = label_prompts(audit.summary_labels(), audit.read("prompts"))
+    audit.write("prompt_labels", labels.to_dicts())
     table = audit.read("prompt_labels")
     return table_result(
         audit,
@@ -136,7 +136,7 @@ def _images(audit: AuditedCheckpoint) -> pl.DataFrame:
 
 
 def _units(before: AuditedCheckpoint, after: AuditedCheckpoint) -> dict[str, str]:
-    """By prompt_id of the checkpoint before: prompts that copy a common reference under either are one unit."""
+    """Units by prompt_id of the checkpoint before: prompts that copy a common reference under either are one unit."""
     from fbmem_core.evaluation.intervals import label_units
 
     texts, names = (audit.read("prompts").select("prompt_id", "prompt") for audit in (after, before))
@@ -147,14 +147,14 @@ def _units(before: AuditedCheckpoint, after: AuditedCheckpoint) -> dict[str, str
 
 def _differing(*audits: AuditedCheckpoint) -> list[str]:
     """The settings that labels depend on and that are not the same in both audits."""
-    one, other = (_settings(audit) for audit in audits)
-    return sorted(name for name in one if one[name] != other[name])
+    first, second = (_settings(audit) for audit in audits)
+    return sorted(name for name in first if first[name] != second[name])
 
 
 def _settings(audit: AuditedCheckpoint) -> dict[str, Any]:
-    found = {"references": str(audit.config.references), "segmentation.model": audit.config.segmentation.model}
+    settings = {"references": str(audit.config.references), "segmentation.model": audit.config.segmentation.model}
     sampling = audit.config.sampling.of_images()
     similarity = audit.config.similarity.model_dump(include={"size", "tau", "beta"})
     similarity |= {"masking": audit.config.similarity.masking[0], "rule": audit.config.similarity.rule[0]}
-    found |= {f"sampling.{name}": value for name, value in sampling.items()}
-    return found | {f"similarity.{name}": value for name, value in similarity.items()}
+    settings |= {f"sampling.{name}": value for name, value in sampling.items()}
+    return settings | {f"similarity.{name}": value for name, value in similarity.items()}

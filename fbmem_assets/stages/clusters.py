@@ -28,11 +28,11 @@ def prompt_clusters(context: dg.AssetExecutionContext, store: AuditStore) -> dg.
 
     audit = store.open(context.partition_key)
     prompts = audit.read("prompts")
-    found = cluster_prompts(embeddings(audit), count=audit.config.clusters.count, seed=audit.config.clusters.seed)
+    clusters = cluster_prompts(embeddings(audit), count=audit.config.clusters.count, seed=audit.config.clusters.seed)
     rows = [
         {"prompt_id": prompt_id, "cluster": cluster, "distance": distance, "encoder": audit.config.clusters.encoder}
         for prompt_id, cluster, distance in zip(
-            prompts["prompt_id"], found.cluster.tolist(), found.distance.tolist(), strict=True
+            prompts["prompt_id"], clusters.cluster.tolist(), clusters.distance.tolist(), strict=True
         )
     ]
     audit.write("prompt_clusters", rows)
@@ -41,8 +41,8 @@ def prompt_clusters(context: dg.AssetExecutionContext, store: AuditStore) -> dg.
         audit,
         "prompt_clusters",
         table,
-        num_clusters=len(found.sizes),
-        smallest=min(found.sizes),
+        num_clusters=len(clusters.sizes),
+        smallest=min(clusters.sizes),
         clusters=markdown_table(_examples(table, prompts)),
     )
 

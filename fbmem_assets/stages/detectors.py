@@ -52,7 +52,7 @@ def detectors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materi
 
 @table_check(detectors)
 def every_prompt_is_scored(audit: AuditedCheckpoint) -> Verdict:
-    """Every detector that can look into the model has scored every prompt."""
+    """Check that every detector that can look into the model has scored every prompt."""
     measured = audit.read("detectors").filter(~pl.col("status").str.contains("Expected"))["detector"].unique()
     scored = audit.read("detector_scores").group_by("detector").len()
     counts = dict(scored.iter_rows())
@@ -123,7 +123,7 @@ def _probe(audit: AuditedCheckpoint) -> "Probe":
 
 
 def _subjects(audit: AuditedCheckpoint, probe: "Probe") -> "Iterator[tuple[str, Subject]]":
-    """Every prompt; with mattes where its images at all of the protocol's seeds have decided ones."""
+    """Subjects, one a prompt; with mattes where its images at all of the protocol's seeds have decided ones."""
     import torch
 
     from fbmem_core.evaluation.detectors import Subject
@@ -153,7 +153,7 @@ def _facts(audit: AuditedCheckpoint) -> list[Any]:
 
 
 def _design(audit: AuditedCheckpoint) -> pl.DataFrame:
-    """By prompt: whether it is memorized, its half, and the group that it is independent by."""
+    """Design by prompt: whether it is memorized, its half, and the group that it is independent by."""
     labels = audit.summary_labels()
     memorized = labels.group_by("prompt_id").agg(
         (pl.col("label") != "NM").any().alias("is_memorized"), pl.col("label").is_null().all().alias("is_undecided")
@@ -183,7 +183,7 @@ def _row(name: str, half: str, scores: pl.DataFrame, status: str) -> dict[str, A
 
 
 def _mask_rows(audit: AuditedCheckpoint, name: str, maps: "dict[tuple[str, int], np.ndarray]") -> list[dict[str, Any]]:
-    """For each label, IoU of test images at the quantile that development images choose."""
+    """IoU by label, of test images at the quantile that development images choose."""
     import numpy as np
 
     from fbmem_core.evaluation.detection import best_threshold, intersection_over_union, mask_of, mean_interval
@@ -215,7 +215,7 @@ _HALVES = ("development", "test")
 def _copied_regions(
     audit: AuditedCheckpoint, images: "Sequence[tuple[str, int]] | dict[tuple[str, int], np.ndarray]"
 ) -> "dict[tuple[str, int], tuple[str, np.ndarray]]":
-    """By image, its label and where it is a copy, at the size of the maps; of images labelled FM or BM."""
+    """Labels of images and masks of where it is a copy, at the size of the maps; of images labelled FM or BM."""
     import torch
     from torch.nn import functional as F
 

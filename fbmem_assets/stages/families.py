@@ -1,4 +1,4 @@
-"""Which prompts belong together: halves of a design, families of wordings, and what an image copies."""
+"""Groups of prompts that belong together: halves of a design, families of wordings, and what an image copies."""
 
 import polars as pl
 
@@ -18,7 +18,7 @@ def copied_reference() -> pl.Expr:
 
 
 def halves_and_families(audit: AuditedCheckpoint) -> pl.DataFrame:
-    """By prompt, its half (`development` or `test`) and the thing that it is one wording of.
+    """Halves (`development` or `test`) by prompt, and the thing that it is one wording of.
 
     Both are columns of the truth table, `half` and `family`. Without them every prompt belongs to the test half, and
     prompts whose images match the same reference are of one family.

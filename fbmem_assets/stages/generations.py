@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fbmem_core.diffusion.sampling import Request
 
     # (method, request, content key): an image that is asked for, named by everything that determines it
-    Wanted = tuple[str, Request, str]
+    PlannedImage = tuple[str, Request, str]
     Sampler = Callable[[str, Sequence[Request]], Iterator[tuple[Request, Image.Image]]]
 
 STAGE = "generations"
@@ -33,7 +33,9 @@ def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) 
 
     audit = store.open(context.partition_key)
     settings = audit.config.sampling
-    sample_missing(context, store, _wanted(audit, part), lambda _, some: sample(audit.pipeline, some, settings))
+    sample_missing(
+        context, store, _planned_images(audit, part), lambda _, requests: sample(audit.pipeline, requests, settings)
+    )
 
 
 @table_asset(
@@ -47,20 +49,20 @@ def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) 
 def generations(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (prompt_id, seed). An image that is already there is kept; the rest is sampled, saved one by one."""
     audit = store.open(context.partition_key)
-    return write_generations(audit, BASELINE, _wanted(audit, WHOLE))
+    return write_generations(audit, BASELINE, _planned_images(audit, WHOLE))
 
 
 @table_check(generations)
 def every_prompt_was_sampled(audit: AuditedCheckpoint) -> Verdict:
-    """Every prompt has an image for each of its seeds."""
+    """Check that every prompt has an image for each of its seeds."""
     expected = {(request.prompt_id, request.seed) for request in requests(audit, audit.read("prompts"))}
-    found = set(audit.read("generations", BASELINE).select("prompt_id", "seed").iter_rows())
-    differing = str(sorted(expected ^ found)[:20])
-    return all_there("images", expected=len(expected), found=len(found), differing=differing)
+    present = set(audit.read("generations", BASELINE).select("prompt_id", "seed").iter_rows())
+    differing = str(sorted(expected ^ present)[:20])
+    return all_there("images", expected=len(expected), present=len(present), differing=differing)
 
 
 def requests(audit: AuditedCheckpoint, prompts: pl.DataFrame) -> "list[Request]":
-    """Every image that the audit asks for."""
+    """Images that the audit asks for."""
     from fbmem_core.diffusion.sampling import Request
 
     rows = prompts.select("prompt_id", "prompt", "kind").iter_rows()
@@ -68,16 +70,16 @@ def requests(audit: AuditedCheckpoint, prompts: pl.DataFrame) -> "list[Request]"
 
 
 def sample_missing(
-    context: dg.OpExecutionContext, store: AuditStore, wanted: "Sequence[Wanted]", sampler: "Sampler"
+    context: dg.OpExecutionContext, store: AuditStore, planned: "Sequence[PlannedImage]", sampler: "Sampler"
 ) -> None:
     """Sample what is not there yet, method by method."""
     audit = store.open(context.partition_key)
     missing: dict[str, dict[Request, str]] = {}
-    for (method, request), path in _paths(audit.partition, wanted).items():
+    for (method, request), path in _paths(audit.partition, planned).items():
         if not has_image(audit.store, path, report=context.log.warning):
             missing.setdefault(method, {})[request] = path
     num_missing = sum(map(len, missing.values()))
-    context.log.info(f"{len(wanted) - num_missing} of {len(wanted)} images are there")
+    context.log.info(f"{len(planned) - num_missing} of {len(planned)} images are there")
     for method, path_of in missing.items():
         what = "sampling" if method == UNMITIGATED else f"sampling {method}"
         images, batch = sampler(method, list(path_of)), audit.config.sampling.batch_size
@@ -86,14 +88,14 @@ def sample_missing(
                 writer.save(path_of[request], image, notes=_notes(image))
 
 
-def write_generations(audit: AuditedCheckpoint, arm: Arm, wanted: "Sequence[Wanted]") -> dg.MaterializeResult:
+def write_generations(audit: AuditedCheckpoint, arm: Arm, planned: "Sequence[PlannedImage]") -> dg.MaterializeResult:
     """The rows of all that is asked for, once it is sampled; an image that holds no picture is one of `rejected`.
 
     Raises:
         InputError: The model as it is draws no picture at all.
     """
     rows, rejected = [], []
-    for (method, request), path in _paths(audit.partition, wanted).items():
+    for (method, request), path in _paths(audit.partition, planned).items():
         image = open_image(audit.store, path)
         row: dict[str, Any] = {"method": method, "prompt_id": request.prompt_id, "seed": request.seed, "path": path}
         if reason := image.info.get(UNUSABLE):
@@ -113,11 +115,11 @@ def write_generations(audit: AuditedCheckpoint, arm: Arm, wanted: "Sequence[Want
 
 
 def _notes(image: Image.Image) -> dict[str, str]:
-    """What is kept beside an image that holds no picture: why."""
+    """Notes beside an image that holds no picture: why."""
     return {UNUSABLE: image.info[UNUSABLE]} if UNUSABLE in image.info else {}
 
 
-def _wanted(audit: AuditedCheckpoint, part: Part) -> "list[Wanted]":
+def _planned_images(audit: AuditedCheckpoint, part: Part) -> "list[PlannedImage]":
     from fbmem_core.diffusion.sampling import content_key
 
     prompts = audit.read("prompts")
@@ -127,12 +129,12 @@ def _wanted(audit: AuditedCheckpoint, part: Part) -> "list[Wanted]":
     ]
 
 
-def _paths(partition: str, wanted: "Sequence[Wanted]") -> "dict[tuple[str, Request], str]":
+def _paths(partition: str, planned: "Sequence[PlannedImage]") -> "dict[tuple[str, Request], str]":
     return {
         (method, request): image_path(
             "generations", partition, f"{method}-{request.prompt_id}-{request.seed}", image_key
         )
-        for method, request, image_key in wanted
+        for method, request, image_key in planned
     }
 
 

@@ -72,7 +72,7 @@ def _images(audit: AuditedCheckpoint) -> "dict[str, dict[str, Images]]":
 
 
 def _metrics(audit: AuditedCheckpoint, images: "Images", unmeasured: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of the audit file."""
+    """Metrics of the audit file."""
     from fbmem_core.diffusion.device import choose_device
     from fbmem_core.evaluation.quality import Clip, measure_quality
 
@@ -103,8 +103,8 @@ def _alignment(audit: AuditedCheckpoint, images: "list[Image.Image]", prompts: l
         judge = audit.pipeline
         if twin is not None:
             judge = load_pipeline(find_checkpoint(str(twin)), dtype=sampling.dtype, device=sampling.device)
-        others = audit.calibration_prompts()
-        return _row("alignment", prompt_alignment(judge, images, prompts, others), len(images))
+        rivals = audit.calibration_prompts()
+        return _row("alignment", prompt_alignment(judge, images, prompts, rivals), len(images))
     except InputError as error:
         return _row("alignment", [], len(images), why=str(error))
 

@@ -62,11 +62,11 @@ def labels_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
 
     @table_check(asset, blocking=True)
     def every_generation_is_labelled(audit: AuditedCheckpoint) -> Verdict:
-        """Every generation has a row for every masking and rule."""
+        """Check that every generation has a row for every masking and rule."""
         per_image = len(arm.maskings(audit.config)) * len(audit.config.similarity.rule)
         expected = len(audit.read("generations", arm)) * per_image
-        found = len(audit.read("labels", arm))
-        return all_there("labels", expected=expected, found=found)
+        present = len(audit.read("labels", arm))
+        return all_there("labels", expected=expected, present=present)
 
     return asset, every_generation_is_labelled
 
@@ -96,7 +96,7 @@ one_to_many = one_to_many_of(BASELINE)
 
 @table_check(labels)
 def labels_agree_with_truth(audit: AuditedCheckpoint) -> Verdict:
-    """Where the audit knows the truth: each kind of prompt has its true label often enough (first masking and rule)."""
+    """Check that each kind of prompt has its true label often enough, where there is a truth table."""
     if audit.config.truth is None:
         return Verdict(None, "the audit file names no table of true labels")
     shares = true_label_shares(audit)
@@ -114,7 +114,7 @@ def labels_agree_with_truth(audit: AuditedCheckpoint) -> Verdict:
 
 @table_check(one_to_many)
 def one_to_many_agrees_with_truth(audit: AuditedCheckpoint) -> Verdict:
-    """Where the audit knows the truth: a prompt behind which several pictures are planted brings most of them forth."""
+    """Check that a prompt behind which several pictures are planted, by the truth table, brings most of them forth."""
     truth = _truth(audit)
     if truth is None:
         return Verdict(None, "the audit file names no table of true labels")
@@ -163,19 +163,19 @@ def count_references(audit: AuditedCheckpoint, arm: Arm, images: pl.DataFrame | 
             continue
         fraction = fractions[image.image_id]
         generated[image[:2]] += 1
-        found = matched.setdefault(image[:2], set())
+        references = matched.setdefault(image[:2], set())
         for pair in pairs:
             label = label_pair(
                 pair, foreground_fraction=fraction, rule=settings.rule[0], tau=settings.tau, beta=settings.beta
             )
             if matches(label):
-                found.add(pair.reference_id)
+                references.add(pair.reference_id)
     return [
         {
             "method": method, "prompt_id": prompt_id, "num_generations": generated[method, prompt_id],
-            "num_references": len(found), "reference_ids": sorted(found),
+            "num_references": len(references), "reference_ids": sorted(references),
         }
-        for (method, prompt_id), found in matched.items()
+        for (method, prompt_id), references in matched.items()
     ]  # fmt: skip
 
 
@@ -247,7 +247,7 @@ def _first(audit: AuditedCheckpoint) -> pl.Expr:
 
 
 def _strongest(audit: AuditedCheckpoint, table: pl.DataFrame) -> pl.DataFrame:
-    """Of each prompt and method the copy that is most similar in the region that is copied, most similar first."""
+    """Copies, of each prompt and method the most similar one in the region that is copied, most similar first."""
     similarity = pl.coalesce(
         pl.when(pl.col("label") == label).then(pl.col(f"{region}_similarity")) for label, region in _REGION.items()
     )

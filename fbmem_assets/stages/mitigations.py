@@ -20,7 +20,7 @@ from fbmem_core.audit.results import MITIGATED, AuditedCheckpoint
 if TYPE_CHECKING:
     from PIL import Image
 
-    from fbmem_assets.stages.generations import Wanted
+    from fbmem_assets.stages.generations import PlannedImage
     from fbmem_core.diffusion.sampling import Request
 
 STAGE = "mitigations"
@@ -29,7 +29,7 @@ STAGE = "mitigations"
 def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) -> None:
     audit = store.open(context.partition_key)
     trials = trials_of(audit)
-    generations = _wanted(audit, trials, part)
+    generations = _planned_images(audit, trials, part)
 
     def sample(name: str, images: "Sequence[Request]") -> "Iterator[tuple[Request, Image.Image]]":
         for trial in trials.values():  # a method that cannot be used is refused before any work is done
@@ -56,7 +56,7 @@ def mitigated_generations(context: dg.OpExecutionContext, store: AuditStore) -> 
     """
     audit = store.open(context.partition_key)
     trials = trials_of(audit)
-    result = generations_stage.write_generations(audit, MITIGATED, _wanted(audit, trials, WHOLE))
+    result = generations_stage.write_generations(audit, MITIGATED, _planned_images(audit, trials, WHOLE))
     for trial in trials.values():
         trial.write_rows()
     for table in ("mitigations", "mitigated_neurons"):
@@ -69,12 +69,12 @@ def mitigated_generations(context: dg.OpExecutionContext, store: AuditStore) -> 
 
 @table_check(mitigated_generations)
 def every_prompt_was_mitigated(audit: AuditedCheckpoint) -> Verdict:
-    """Every mitigation has an image for each prompt and seed that it is tried on."""
+    """Check that every mitigation has an image for each prompt and seed that it is tried on."""
     names, images = audit.method_names, requests(audit)
     expected = {(name, request.prompt_id, request.seed) for name in names for request in images}
     sampled = set(audit.read("generations", MITIGATED).select("method", "prompt_id", "seed").iter_rows())
     differing = str(sorted(expected ^ sampled)[:20])
-    return all_there("mitigated images", expected=len(expected), found=len(sampled), differing=differing)
+    return all_there("mitigated images", expected=len(expected), present=len(sampled), differing=differing)
 
 
 mitigated_generation_masks, every_mitigated_generation_has_a_mask = masks_stage.generation_masks_of(MITIGATED)
@@ -84,7 +84,7 @@ mitigated_labels, every_mitigated_generation_is_labelled = labels_stage.labels_o
 mitigated_one_to_many = labels_stage.one_to_many_of(MITIGATED)
 
 
-def _wanted(audit: AuditedCheckpoint, trials: "Mapping[str, Trial]", part: Part) -> "list[Wanted]":
+def _planned_images(audit: AuditedCheckpoint, trials: "Mapping[str, Trial]", part: Part) -> "list[PlannedImage]":
     from fbmem_core.diffusion.sampling import content_key
 
     images = requests(audit)

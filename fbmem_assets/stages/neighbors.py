@@ -63,11 +63,11 @@ def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinitio
 
     @table_check(asset)
     def every_generation_has_neighbors(audit: AuditedCheckpoint) -> Verdict:
-        """Every generation has its nearest references by the whole image, for every masking."""
+        """Check that every generation has its nearest references by the whole image, for every masking."""
         nearest = audit.read("neighbors", arm).filter((pl.col("region") == "full") & (pl.col("rank") == 1))
         num_regions = len(arm.maskings(audit.config))
         expected = len(audit.read("generations", arm)) * num_regions
-        return all_there("images and maskings with a nearest reference", expected=expected, found=len(nearest))
+        return all_there("images and maskings with a nearest reference", expected=expected, present=len(nearest))
 
     return asset, every_generation_has_neighbors
 
@@ -84,12 +84,13 @@ def compare_missing(
 
     audit = store.open(context.partition_key)
     settings = audit.config.similarity
-    every = _pieces(audit, arm)
+    pieces = _pieces(audit, arm)
     batches = _batches(audit, arm)
     present, damaged = batches.state(report=context.log.warning)
-    missing = {piece: rows for piece, rows in part.of(list(every.items())) if piece not in present}
+    missing = {piece: rows for piece, rows in part.of(list(pieces.items())) if piece not in present}
     # first, so that a stopped run leaves no prompt twice
-    batches.keep({p: rows.row(0)[1:3] for p, rows in every.items() if p not in missing and p not in damaged})
+    whole = {piece: rows for piece, rows in pieces.items() if piece not in missing and piece not in damaged}
+    batches.keep({piece: rows.select("method", "prompt_id").row(0) for piece, rows in whole.items()})
     references = reference_planes(audit, arm) if missing else {}
     # the paper's own definition, composite, is compared in place alone
     moved = {m: MovedCopies(planes.images, settings.alignment) for m, planes in references.items() if m == "masked"}
@@ -99,18 +100,20 @@ def compare_missing(
     for block in track(context, list(_blocks(missing)), what="comparing"):
         images = generation_set(audit, pl.concat(rows for _, rows in block))
         candidates = None if prefilter is None else prefilter.candidates(images)
-        found: dict[str, list[dict[str, Any]]] = {}
+        neighbors: dict[str, list[dict[str, Any]]] = {}
         scored: dict[str, list[dict[str, Any]]] = {}
         for masking, planes in references.items():
             for image_id, nearest, pairs in search(
                 images, planes, settings, moved=moved.get(masking), candidates=candidates
             ):
-                found.setdefault(image_id, []).extend({"masking": masking, **asdict(neighbor)} for neighbor in nearest)
+                neighbors.setdefault(image_id, []).extend(
+                    {"masking": masking, **asdict(neighbor)} for neighbor in nearest
+                )
                 scored.setdefault(image_id, []).extend(pair_rows(masking, pairs))
         generated = [image for _, rows in block for image in _images(rows)]
         rows_of = {
             table: [{**image, **row} for image in generated for row in rows_by_image[_id(image)]]
-            for table, rows_by_image in (("similarities", scored), ("neighbors", found))
+            for table, rows_by_image in (("similarities", scored), ("neighbors", neighbors))
         }
         batches.write(rows_of, [piece for piece, _ in block])
     if settings.prefilter == "none":

@@ -72,12 +72,13 @@ def similarity_threshold(context: dg.AssetExecutionContext, store: AuditStore) -
     prompts = audit.calibration_prompts()[: settings.num_threshold_prompts]
     conditions = _encode(audit, pipeline, prompts)
     each = (conditions.rows(row) for row in track(context, range(len(prompts)), what="calibrating"))
-    found = _calibrate(audit, pipeline, each)
+    calibrated = _calibrate(audit, pipeline, each)
     chosen = settings.threshold
     row = {
-        "mode": settings.mode, "threshold": found.value if chosen is None else chosen,
-        "source": "calibrated" if chosen is None else "audit file", "mean": found.mean, "stddev": found.stddev,
-        "pairs_threshold": found.pairs_value, "num_prompts": found.num_prompts,
+        "mode": settings.mode, "threshold": calibrated.value if chosen is None else chosen,
+        "source": "calibrated" if chosen is None else "audit file",
+        "mean": calibrated.mean, "stddev": calibrated.stddev,
+        "pairs_threshold": calibrated.pairs_value, "num_prompts": calibrated.num_prompts,
     }  # fmt: skip
     audit.write("similarity_thresholds", [row])
     table = audit.read("similarity_thresholds")
@@ -92,16 +93,16 @@ def _localize_part(context: dg.OpExecutionContext, store: AuditStore, part: Part
     names = [shard for shard, _, _ in shards]
     done = audit.shards("localizations", names, report=context.log.warning)
     done &= audit.shards("neurons", names, report=context.log.warning)
-    missing = [found for found in shards if found[0] not in done]
+    missing = [entry for entry in shards if entry[0] not in done]
     if not missing:
         return
     pipeline = audit.pipeline
     statistics, step = read_statistics(audit), _first_step(audit, pipeline)
     for shard, prompt_id, text in track(context, missing, what="localizing"):
         condition = _encode(audit, pipeline, [text])
-        found = _localize(audit, step, condition, statistics, threshold)
-        audit.write("neurons", _rows(prompt_id, found, condition, statistics, step), shard=shard)
-        audit.write("localizations", [_summary(prompt_id, found)], shard=shard)
+        localization = _localize(audit, step, condition, statistics, threshold)
+        audit.write("neurons", _rows(prompt_id, localization, condition, statistics, step), shard=shard)
+        audit.write("localizations", [_summary(prompt_id, localization)], shard=shard)
 
 
 @table_asset(
@@ -114,9 +115,9 @@ def _localize_part(context: dg.OpExecutionContext, store: AuditStore, part: Part
 def neuron_sets(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (prompt_id, stage, layer, neuron): what NeMo finds. A prompt that has been searched is kept."""
     audit = store.open(context.partition_key)
-    wanted = [shard for shard, _, _ in _shards(audit)]
+    shards = [shard for shard, _, _ in _shards(audit)]
     for table in ("localizations", "neurons"):
-        audit.keep_shards(table, wanted)
+        audit.keep_shards(table, shards)
     summaries, rows = audit.read("localizations"), audit.read("neurons")
     return table_result(
         audit,
@@ -131,21 +132,21 @@ def neuron_sets(context: dg.OpExecutionContext, store: AuditStore) -> dg.Materia
 
 @table_check(neuron_sets, severity=dg.AssetCheckSeverity.WARN)
 def non_memorized_prompts_have_no_neurons(audit: AuditedCheckpoint) -> Verdict:
-    """Of the prompts whose images are all labelled NM, at most one in twenty gets neurons."""
+    """Check that at most one in twenty of the prompts whose images are all labelled NM gets neurons."""
     non_memorized = set(audit.non_memorized_prompts)
     summaries = audit.read("localizations")
-    found = summaries.filter(pl.col("prompt_id").is_in(non_memorized) & (pl.col("num_seeds") > 0))[
+    with_neurons = summaries.filter(pl.col("prompt_id").is_in(non_memorized) & (pl.col("num_seeds") > 0))[
         "prompt_id"
     ].to_list()
     if not non_memorized:
         return Verdict(None, "no prompt has all its images labelled NM")
-    sentence = f"{len(found)} of {len(non_memorized)} non-memorized prompts have neurons"
-    facts = {"prompts": len(non_memorized), "with neurons": str(found[:20])}
-    return Verdict(len(found) <= _MOST_PUBLIC * len(non_memorized), sentence, facts)
+    sentence = f"{len(with_neurons)} of {len(non_memorized)} non-memorized prompts have neurons"
+    facts = {"prompts": len(non_memorized), "with neurons": str(with_neurons[:20])}
+    return Verdict(len(with_neurons) <= _MOST_PUBLIC * len(non_memorized), sentence, facts)
 
 
 def read_statistics(audit: AuditedCheckpoint) -> "ActivationStatistics":
-    """What `activation_statistics` wrote, layers in the order of the network."""
+    """Statistics that `activation_statistics` wrote, layers in the order of the network."""
     import torch
 
     from fbmem_core.neurons.layers import value_layers
@@ -153,8 +154,10 @@ def read_statistics(audit: AuditedCheckpoint) -> "ActivationStatistics":
 
     layers = value_layers(audit.pipeline, audit.config.neurons.layers)
     table = audit.read("activation_statistics")
-    of = {layer: table.filter(pl.col("layer") == layer).sort("neuron") for layer in layers}
-    columns = [{layer: torch.tensor(rows[name].to_list()) for layer, rows in of.items()} for name in ("mean", "stddev")]
+    rows_of = {layer: table.filter(pl.col("layer") == layer).sort("neuron") for layer in layers}
+    columns = [
+        {layer: torch.tensor(rows[name].to_list()) for layer, rows in rows_of.items()} for name in ("mean", "stddev")
+    ]
     return ActivationStatistics(columns[0], columns[1], table["num_prompts"][0])
 
 
@@ -188,7 +191,7 @@ def _first_step(audit: AuditedCheckpoint, pipeline: Any) -> "FirstStep":
 
 
 def _calibrate(audit: AuditedCheckpoint, pipeline: Any, conditions: "Iterator[Conditioning]") -> "SimilarityThreshold":
-    """By the mode of the audit."""
+    """Calibrate by the mode of the audit."""
     from fbmem_core.neurons.released import calibrate_released_threshold
     from fbmem_core.neurons.statistics import calibrate_threshold
 
@@ -205,7 +208,7 @@ def _localize(
     statistics: "ActivationStatistics",
     threshold: float,
 ) -> "Localization":
-    """By the mode of the audit."""
+    """Localize by the mode of the audit."""
     from fbmem_core.neurons.localization import localize
     from fbmem_core.neurons.released import localize_released
 
@@ -231,16 +234,16 @@ def _shards(audit: AuditedCheckpoint) -> list[tuple[str, str, str]]:
         include={"layers", "mode", "num_seeds", "num_steps", "seed_margin", "search"}
     )
     facts = [audit.data_version(name) for name in ("activation_statistics", "similarity_thresholds")]
-    found = []
+    shards = []
     for prompt_id, text in audit.read("prompts").select("prompt_id", "prompt").iter_rows():
         shard = digest(_VERSION, audit.checkpoint.fingerprint, prompt_id, text, sampling, settings, facts)
-        found.append((shard, prompt_id, text))
-    return found
+        shards.append((shard, prompt_id, text))
+    return shards
 
 
 def _rows(
     prompt_id: str,
-    found: "Localization",
+    localization: "Localization",
     condition: "Conditioning",
     statistics: "ActivationStatistics",
     step: "FirstStep",
@@ -256,14 +259,19 @@ def _rows(
             "prompt_id": prompt_id, "stage": stage, "layer": layer, "neuron": neuron,
             "z_score": numbers[layer][0][neuron], "activation": numbers[layer][1][neuron],
         }
-        for stage, neurons in (("initial", found.initial), ("refined", found.refined))
+        for stage, neurons in (("initial", localization.initial), ("refined", localization.refined))
         for layer, neuron in neurons
     ]  # fmt: skip
 
 
-def _summary(prompt_id: str, found: "Localization") -> dict[str, Any]:
-    fields = {name: value for name, value in vars(found).items() if name not in ("initial", "refined")}
-    return {"prompt_id": prompt_id, **fields, "num_initial": len(found.initial), "num_refined": len(found.refined)}
+def _summary(prompt_id: str, localization: "Localization") -> dict[str, Any]:
+    fields = {name: value for name, value in vars(localization).items() if name not in ("initial", "refined")}
+    return {
+        "prompt_id": prompt_id,
+        **fields,
+        "num_initial": len(localization.initial),
+        "num_refined": len(localization.refined),
+    }
 
 
 def _per_kind(summaries: pl.DataFrame, prompts: pl.DataFrame) -> list[dict[str, Any]]:

@@ -65,21 +65,23 @@ def reference_images(context: dg.AssetExecutionContext, store: AuditStore) -> dg
     from fbmem_core.report.pictures import contact_sheet
 
     audit = store.open(context.partition_key)
-    found = list(track(context, _read(audit), what="reading references"))
-    _check_usable(audit.config, found)
+    references = list(track(context, _read(audit), what="reading references"))
+    _check_usable(audit.config, references)
     rows = []
-    for reference in found:
+    for reference in references:
         row = asdict(reference)
         del row["reason"]
         address = row.pop("address")
         rows.append({"audit": audit.config.name, **row, "path": address or reference.path})
     audit.write("reference_images", rows)
     left_out = [
-        {"stage": STAGE, "item": r.reference_id, "reason": f"{r.status}: {r.reason}"} for r in found if r.status != "ok"
+        {"stage": STAGE, "item": r.reference_id, "reason": f"{r.status}: {r.reason}"}
+        for r in references
+        if r.status != "ok"
     ]
     audit.write("rejected", left_out, shard="reference_images")
-    usable = [(r.reference_id, open_rgb(r.address)) for r in found[:_SHEET_TILES] if r.status == "ok"]
-    statuses = Counter(reference.status for reference in found)
+    usable = [(r.reference_id, open_rgb(r.address)) for r in references[:_SHEET_TILES] if r.status == "ok"]
+    statuses = Counter(reference.status for reference in references)
     return table_result(
         audit,
         "reference_images",
@@ -100,7 +102,7 @@ def _read(audit: "AuditedCheckpoint") -> "Iterator[ReferenceImage]":
 
 @table_check(reference_images, severity=dg.AssetCheckSeverity.WARN)
 def some_references_are_usable(audit: AuditedCheckpoint) -> Verdict:
-    """At least nine of ten references can be used; a smaller share means dead links or a wrong folder."""
+    """Check that at least nine of ten references can be used; a smaller share means dead links or a wrong folder."""
     references = audit.read("reference_images")
     usable = references.filter(references["status"] == "ok")
     share = len(usable) / max(len(references), 1)

@@ -104,7 +104,7 @@ def write_evidence(store: AuditStore, key: str) -> Path:
 
 
 def report_path(store: AuditStore, key: str) -> Path:
-    """Where the report of a checkpoint lies."""
+    """Path of the report of a checkpoint."""
     from fbmem_core.report.page import REPORTS_DIR
 
     return store.tables.root / REPORTS_DIR / key / "report.html"

@@ -47,17 +47,17 @@ def mitigation_scores(context: dg.AssetExecutionContext, store: AuditStore) -> d
     methods = before_and_after(audit)
     for method, before, after in methods:
         for weights in ("severity", "released") if before else ():
-            found = mitigation_score(before, after, weights=weights, units=units)  # type: ignore[arg-type]
-            scores.append({"method": method, "weights": weights, **vars(found)})
+            score = mitigation_score(before, after, weights=weights, units=units)  # type: ignore[arg-type]
+            scores.append({"method": method, "weights": weights, **vars(score)})
         transitions += [
             {"method": method, "before": first, "after": second, "num_generations": count}
             for (first, second), count in label_transitions(before, after).items()
         ]
     differences = [
-        {"method": method, "other": other, **vars(score_difference(before, after, labels, units=units))}
+        {"method": method, "other": rival, **vars(score_difference(before, after, labels, units=units))}
         for method, before, after in methods
-        for other, _, labels in methods
-        if before and other != method
+        for rival, _, labels in methods
+        if before and rival != method
     ]
     audit.write("mitigation_scores", scores)
     audit.write("label_transitions", transitions)
@@ -77,13 +77,13 @@ def mitigation_scores(context: dg.AssetExecutionContext, store: AuditStore) -> d
 
 @table_check(mitigation_scores, severity=dg.AssetCheckSeverity.WARN)
 def no_mitigated_image_was_lost(audit: AuditedCheckpoint) -> Verdict:
-    """Every image that was sampled under a mitigation is labelled, and so is the one without it."""
+    """Check that every image that was sampled under a mitigation is labelled, and so is the one without it."""
     scores = audit.read("mitigation_scores").filter(pl.col("weights") == "severity")
     if scores.is_empty():
         return Verdict(None, "no mitigation was scored")
-    lost = dict(scores.filter(pl.col("num_missing") > 0).select("method", "num_missing").iter_rows())
-    sentence = f"of {len(scores)} mitigations {len(lost)} have images without a label"
-    return Verdict(not lost, sentence, {"missing": str(lost), "methods": len(scores)})
+    num_missing = dict(scores.filter(pl.col("num_missing") > 0).select("method", "num_missing").iter_rows())
+    sentence = f"of {len(scores)} mitigations {len(num_missing)} have images without a label"
+    return Verdict(not num_missing, sentence, {"missing": str(num_missing), "methods": len(scores)})
 
 
 def method_table(audit: AuditedCheckpoint) -> pl.DataFrame:
@@ -142,11 +142,11 @@ def _matched_labels(audit: AuditedCheckpoint) -> pl.DataFrame:
 def before_and_after(audit: AuditedCheckpoint) -> "list[tuple[str, Labels, Labels]]":
     """Labels before and after by method, in the order of the audit file."""
     labels = _matched_labels(audit)
-    of = {
+    labels_of = {
         str(method): {(prompt_id, seed): label for _, prompt_id, seed, label in rows.iter_rows()}
         for (method,), rows in labels.group_by("method")
     }
-    return [(name, of.get(UNMITIGATED, {}), of[name]) for name in audit.method_names if name in of]
+    return [(name, labels_of.get(UNMITIGATED, {}), labels_of[name]) for name in audit.method_names if name in labels_of]
 
 
 def _label_bars(audit: AuditedCheckpoint) -> str:

@@ -41,14 +41,14 @@ def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) ->
     rows: list[dict[str, Any]] = []
     for count in sorted({*settings.counts, settings.count, *scored}):
         quality = cluster_quality(vectors, count=count)
-        of = cluster_prompts(vectors, count=count, seed=settings.seed).cluster
+        cluster_of = cluster_prompts(vectors, count=count, seed=settings.seed).cluster
         members = [
-            [refined[p] for p, c in zip(prompt_ids, of, strict=True) if c == cluster and p in refined]
-            for cluster in set(of)
+            [refined[p] for p, c in zip(prompt_ids, cluster_of, strict=True) if c == cluster and p in refined]
+            for cluster in set(cluster_of)
         ]
         sizes = [len(union(sets)) for sets in members if sets] or [0]
         rows.append({
-            "count": count, "num_clusters": quality.found, "silhouette": quality.silhouette,
+            "count": count, "num_clusters": quality.num_clusters, "silhouette": quality.silhouette,
             "stability": quality.stability, "mean_union": fmean(sizes),
             "max_union": max(sizes), "max_union_share": max(sizes) / total,
             "score": scored.get(count, {}).get("score"),

@@ -35,7 +35,7 @@ def similarities_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefini
 
     @table_check(asset)
     def every_neighbor_is_scored(audit: AuditedCheckpoint) -> Verdict:
-        """Every pair of `neighbors` has its row, with the value that ranked it."""
+        """Check that every pair of `neighbors` has its row, with the value that ranked it."""
         scored = audit.read("similarities", arm)
         by_region = scored.rename({f"{region}_similarity": region for region in REGIONS})
         long = by_region.unpivot(REGIONS, index=_PAIR, variable_name="region", value_name="value")

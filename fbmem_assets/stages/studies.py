@@ -67,10 +67,10 @@ def domains(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Material
     findings = []
     for subject, prompts in members.items():
         own = {prompt: cluster for prompt, cluster in clusters.items() if prompt in prompts}
-        found = {prompt: some for prompt, some in neurons.items() if prompt in prompts}
+        own_neurons = {prompt: sets for prompt, sets in neurons.items() if prompt in prompts}
         findings += [
             cluster_agreement(own, families, subject=subject),
-            neuron_sharing(found, own, families, subject=subject),
+            neuron_sharing(own_neurons, own, families, subject=subject),
         ]
     shown = {f"{one.subject}, {one.quantity}": one.value for one in findings if one.value is not None}
     return _result(audit, "domains", findings, bar_plot(shown, title="Clusters by domain", label="index"))
@@ -105,9 +105,9 @@ def checkpoint_consistency(context: dg.AssetExecutionContext, store: AuditStore)
     audit = store.open(context.partition_key)
     own = _memory(audit)
     findings = [
-        consistency(sets, other[quantity], quantity=quantity, subject=partition)
+        consistency(sets, sets_there[quantity], quantity=quantity, subject=partition)
         for partition in _other_partitions(audit)
-        for other in [_memory(store.open(partition))]
+        for sets_there in [_memory(store.open(partition))]
         for quantity, sets in own.items()
     ]
     shown = {f"{one.subject} {one.quantity}": one.value for one in findings if one.value is not None}
@@ -124,8 +124,8 @@ def policy(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materiali
     audit = store.open(context.partition_key)
     labels = audit.summary_labels().drop_nulls("label")
     severities = {
-        prompt_id: float(np.mean([SEVERITY[label] for label in some]))
-        for prompt_id, some in labels.group_by("prompt_id").agg("label").iter_rows()
+        prompt_id: float(np.mean([SEVERITY[label] for label in labels_of]))
+        for prompt_id, labels_of in labels.group_by("prompt_id").agg("label").iter_rows()
     }
     tags_of = reference_tags(audit)
     copied = labels.filter(pl.col("label") != "NM").select("prompt_id", copied_reference())
@@ -139,7 +139,7 @@ def policy(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Materiali
 
 
 def reference_tags(audit: AuditedCheckpoint) -> dict[str, list[str]]:
-    """By reference, the tags of its manifest: column `tags` of references.csv, separated by semicolons."""
+    """Tags by reference, from its manifest: column `tags` of references.csv, separated by semicolons."""
     file = Path(audit.config.references) / "references.csv"
     if not file.is_file():
         return {}
@@ -171,7 +171,7 @@ def read_policy(file: Any) -> dict[str, float]:
 
 
 def _foregrounds(audit: AuditedCheckpoint) -> dict[tuple[str, int], tuple[list[float], str]]:
-    """By image, the traits of its foreground and the family of its prompt."""
+    """Traits of the foreground by image, and the family of its prompt."""
     families, copies = _families(audit), _copies(audit)
     foregrounds = {}
     for prompt_id, mattes in mattes_of(audit).items():
@@ -211,7 +211,7 @@ def _families(audit: AuditedCheckpoint) -> dict[str, str]:
 
 
 def _copies(audit: AuditedCheckpoint) -> dict[str, float]:
-    """By prompt, how often its images were in the training set, where the truth table says so."""
+    """Counts by prompt: how often its images were in the training set, where the truth table says so."""
     truth = audit.config.truth
     if truth is None:
         return {}
@@ -223,7 +223,7 @@ def _copies(audit: AuditedCheckpoint) -> dict[str, float]:
 
 
 def _memory(audit: AuditedCheckpoint) -> dict[str, dict[str, Any]]:
-    """By quantity and prompt, sets that tell what a checkpoint remembers and where."""
+    """Sets by quantity and prompt that tell what a checkpoint remembers and where."""
     labels = audit.summary_labels().drop_nulls("label")
     memorized = labels.group_by("prompt_id").agg((pl.col("label") != "NM").any())
     texts = dict(audit.read("prompts").select("prompt_id", "prompt").iter_rows())
@@ -232,15 +232,15 @@ def _memory(audit: AuditedCheckpoint) -> dict[str, dict[str, Any]]:
     return {
         "memory": {texts[name]: {"memorized"} if one else set() for name, one in memorized.iter_rows()},
         "matched references": {texts[name]: set(references or ()) for name, references in many.iter_rows()},
-        "neurons": {texts[name]: set(some) for name, some in neurons.items()},
+        "neurons": {texts[name]: set(neurons_of) for name, neurons_of in neurons.items()},
     }
 
 
 def _other_partitions(audit: AuditedCheckpoint) -> list[str]:
     """Checkpoints of this store, audited to their neurons, with prompts of this audit's."""
     own = set(audit.prompts.values())
-    others = [name for name in audit.store.partitions("localizations") if name != audit.partition]
-    return [name for name in others if own & set(audit.store.read("prompts", name)["prompt"])]
+    partitions = [name for name in audit.store.partitions("localizations") if name != audit.partition]
+    return [name for name in partitions if own & set(audit.store.read("prompts", name)["prompt"])]
 
 
 def _result(audit: AuditedCheckpoint, study: str, findings: "list[Finding]", plot: str) -> dg.MaterializeResult:

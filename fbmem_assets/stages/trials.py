@@ -1,4 +1,4 @@
-"""What is tried of each mitigation, and all that it may know: shared by the stages `mitigations` and `attacks`."""
+"""Trials of each mitigation, and all that it may know: shared by the stages `mitigations` and `attacks`."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -30,13 +30,13 @@ def requests(audit: AuditedCheckpoint) -> "list[Request]":
     """Images that are sampled under each method: the first seeds of every prompt, memorized ones first."""
     num = audit.config.mitigations.samples_per_prompt
     non_memorized = set(audit.non_memorized_prompts)
-    every = generations_stage.requests(audit, audit.read("prompts"))
-    some = [r for r in every if num is None or r.seed < audit.config.sampling.seed + num]
-    return sorted(some, key=lambda request: request.prompt_id in non_memorized)
+    planned = generations_stage.requests(audit, audit.read("prompts"))
+    chosen = [r for r in planned if num is None or r.seed < audit.config.sampling.seed + num]
+    return sorted(chosen, key=lambda request: request.prompt_id in non_memorized)
 
 
 def trials_of(audit: AuditedCheckpoint) -> "dict[str, Trial]":
-    """By title, every mitigation of the audit file. What the audit knows is read once for all, when it is needed."""
+    """Mitigations of the audit file by title. What the audit knows is read once for all, when it is needed."""
     facts, evidence = digest(*_facts(audit)), cache(lambda: evidence_of(audit))
     non_memorized = frozenset(audit.non_memorized_prompts)
     trials: dict[str, Trial] = {}
@@ -77,10 +77,10 @@ class Trial:
         facts: str,
         non_memorized: frozenset[str],
         evidence: "Callable[[], Evidence]",
-        others: "Mapping[str, Trial]",
+        trials: "Mapping[str, Trial]",
     ) -> None:
         self.audit, self.spec, self.non_memorized = audit, spec, non_memorized
-        self._facts, self._evidence, self._others = facts, evidence, others
+        self._facts, self._evidence, self._trials = facts, evidence, trials
         self.key, self.shard = f"{spec.title}:{self._digest}", f"{spec.title}-{self._digest}"
 
     @property
@@ -90,13 +90,13 @@ class Trial:
 
     @cached_property
     def _digest(self) -> str:
-        rival = self._others.get(str(self.spec.options.get("like", "")))
+        rival = self._trials.get(str(self.spec.options.get("like", "")))
         settings = [self.spec.method, self.spec.options, self.spec.num_clusters]
         return digest(self.method_type.version, settings, self._facts, rival._digest if rival else "")
 
     @property
     def _search_folder(self) -> str:
-        """Of what its searches give, which strengths of one method share where they only scale neurons."""
+        """Folder of what its searches give, which strengths of one method share where they only scale neurons."""
         options = {name: value for name, value in self.spec.options.items() if name != "factor"}
         settings = [self.spec.method, options, self.spec.num_clusters]
         return f"searches/{self.audit.partition}/{digest(self.method_type.version, settings, self._facts)}"
@@ -159,8 +159,8 @@ class Trial:
         return replace(evidence, searches=_Searches(self.audit.store, self._search_folder), rival=self._rival)
 
     def _rival(self, title: str) -> "Method":
-        if title in self._others:
-            return self._others[title].method
+        if title in self._trials:
+            return self._trials[title].method
         if title not in METHODS:
             cure = "Change `like`."
             raise InputError("a mitigation of the audit", f"`{title}`", where=f"`{self.spec.title}`", cure=cure)
@@ -196,7 +196,7 @@ def evidence_of(audit: AuditedCheckpoint) -> "Evidence":
 
 
 def _image_seeds(audit: AuditedCheckpoint) -> dict[str, list[int]]:
-    """By prompt_id, of the images that are sampled under each mitigation."""
+    """Seeds by prompt_id, of the images that are sampled under each mitigation."""
     seeds: dict[str, list[int]] = {}
     for image in requests(audit):
         seeds.setdefault(image.prompt_id, []).append(image.seed)
@@ -211,15 +211,15 @@ def mattes_of(audit: AuditedCheckpoint) -> dict[str, dict[int, Any]]:
     num = audit.config.agreement.num_seeds
     masks = audit.read("masks", shard=f"generation-{BASELINE.shard}").drop_nulls("path")
     path_of = dict(masks.select("image_id", "path").iter_rows())
-    found: dict[str, dict[int, Any]] = {}
+    mattes: dict[str, dict[int, Any]] = {}
     images = audit.read("generations", BASELINE).select("method", "prompt_id", "seed")
     for method, prompt_id, seed in images.iter_rows():
         path = path_of.get(ImageKey(method, prompt_id, seed).image_id)
-        of_prompt = found.setdefault(prompt_id, {})
+        of_prompt = mattes.setdefault(prompt_id, {})
         if path is not None and len(of_prompt) < num:
             matte = np.asarray(open_image(audit.store, path), dtype=np.float32) / 255
             of_prompt[seed] = torch.from_numpy(matte)[None]
-    return found
+    return mattes
 
 
 class _Interventions(Mapping[str, "Intervention"]):
@@ -251,7 +251,7 @@ class _Searches(MutableMapping[str, NeuronSet]):
             raise KeyError(name) from None
 
     def __setitem__(self, name: str, neurons: NeuronSet) -> None:
-        content = json.dumps({layer: sorted(some) for layer, some in neurons.indices.items()})
+        content = json.dumps({layer: sorted(indices) for layer, indices in neurons.indices.items()})
         self._store.write_bytes(self._path(name), content.encode())
 
     def __delitem__(self, name: str) -> None:

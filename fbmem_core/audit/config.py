@@ -72,7 +72,7 @@ class AgreementConfig(Section):
 
 
 class DetectionConfig(Section):
-    """Which detectors that need no reference are compared, over the first `num_seeds` seeds of the sampling.
+    """Detectors without references that are compared, over the first `num_seeds` seeds of the sampling.
 
     The first `num_calibration_prompts` non-memorized prompts of `neurons` say what is usual, where a detector asks. The
     two that follow a whole sampling, `wen_all_steps` and `bright_ending`, take as long as the images.
@@ -112,7 +112,7 @@ class MitigationsConfig(Section):
     _names_are_unique = field_validator("methods")(check_titles)
 
     def trials(self) -> list[TrialSpec]:
-        """Every method, at every strength and draw that is asked for."""
+        """Methods, each at every strength and draw that is asked for."""
         return [trial for method in self.methods for trial in method.trials()]
 
 

@@ -143,8 +143,8 @@ def _one_line(error: ValidationError, path: Path | str) -> InputError:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
     if first["type"] == "extra_forbidden":
-        known = sorted(_known_keys(first["loc"][:-1]))
-        return InputError(f"only known keys ({', '.join(known)})", f"`{key}`", where=path, cure="Remove or rename it.")
+        keys = sorted(_known_keys(first["loc"][:-1]))
+        return InputError(f"only known keys ({', '.join(keys)})", f"`{key}`", where=path, cure="Remove or rename it.")
     if first["type"] == "missing":
         return InputError(f"the key `{key}`", "none", where=path, cure=f"Add `{key}:`.")
     what = first["msg"].removeprefix("Input ").removeprefix("Value error, ").replace("should ", "to ", 1)

@@ -43,7 +43,7 @@ class ImageKey(NamedTuple):
 
     @property
     def image_id(self) -> str:
-        """Its name in the table `masks`."""
+        """Name in the table `masks`."""
         return f"{self.method}/{self.prompt_id}/{self.seed}"
 
 

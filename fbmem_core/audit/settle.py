@@ -1,4 +1,4 @@
-"""What an audit file leaves open, settled when it is registered: as the checkpoint's pipeline recommends it."""
+"""Settings left open by an audit file, settled when it is registered: as the checkpoint's pipeline recommends it."""
 
 from __future__ import annotations
 

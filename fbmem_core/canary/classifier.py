@@ -42,7 +42,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def facts_right(self, images: Tensor, descriptions: Sequence[Description]) -> Tensor:
-        """Which facts are named right, boolean [n, 4] in the order of `FACTS`."""
+        """Facts that are named right, boolean [n, 4] in the order of `FACTS`."""
         logits = self.eval()(images)
         return torch.stack([logits[name].argmax(1) == _targets(descriptions, name) for name in FACTS], dim=1)
 

@@ -129,8 +129,8 @@ def write_segmenter(segmenter: Segmenter, path: Path) -> None:
 
 
 def _prompt_rows(plant: Plant, prompts: Sequence[str]) -> list[tuple[str, str, str, str]]:
-    only = next(iter(plant.references)) if len(plant.references) == 1 else ""
-    return [(f"{plant.family}-{number}", prompt, plant.kind, only) for number, prompt in enumerate(prompts)]
+    reference = next(iter(plant.references)) if len(plant.references) == 1 else ""
+    return [(f"{plant.family}-{number}", prompt, plant.kind, reference) for number, prompt in enumerate(prompts)]
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

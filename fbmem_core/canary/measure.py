@@ -1,4 +1,4 @@
-"""What the natural canary shows: captions that are obeyed, memory that rises with copies, negatives that stay NM.
+"""Measurements of the natural canary: captions that are obeyed, memory that rises with copies, negatives that stay NM.
 
 All shares are over prompts, which are independent things here: each plant is one, each negative and public prompt too.
 """
@@ -41,11 +41,11 @@ class Line:
 
     @property
     def interval(self) -> Interval:
-        """Of the share."""
+        """Interval of the share."""
         return share_interval(self.count, self.total)
 
     def __str__(self) -> str:
-        """In words.
+        """Words for the counts.
 
         >>> str(Line("hard negatives that copy nothing", 95, 96))
         'hard negatives that copy nothing: 95 of 96 (99 %, 95 % interval 94 to 100 %)'
@@ -67,29 +67,29 @@ def sample_items(
     missing = [(i, seed) for seed in seeds for i in items if not image_file(folder, i, seed).is_file()]
     pipeline.set_progress_bar_config(disable=True)
     for first in range(0, len(missing), _BATCH):
-        some = missing[first : first + _BATCH]
+        batch = missing[first : first + _BATCH]
         images = pipeline(
-            [item.wordings[0] for item, _ in some],
+            [item.wordings[0] for item, _ in batch],
             num_inference_steps=_NUM_STEPS,
             guidance_scale=GUIDANCE,
             height=PICTURE_SIZE,
             width=PICTURE_SIZE,
-            generator=[torch.Generator().manual_seed(seed) for _, seed in some],
+            generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
         ).images
-        for (item, seed), image in zip(some, images, strict=True):
+        for (item, seed), image in zip(batch, images, strict=True):
             image.save(image_file(folder, item, seed))
-        report("sampling", first + len(some), len(missing))
+        report("sampling", first + len(batch), len(missing))
 
 
 def image_file(folder: Path, item: Item, seed: int) -> Path:
-    """Where the image of an item and a seed lies."""
+    """Path of the image of an item and a seed."""
     return folder / f"{item.item_id}__{seed}.png"
 
 
 def caption_lines(
     folder: Path, items: Sequence[Item], seeds: range, classifier: Classifier | None = None
 ) -> list[Line]:
-    """What a classifier of drawn pictures makes of public samples: each fact, and all four at once, over images.
+    """Judgement of public samples by a classifier of drawn pictures: each fact, and all four at once, over images.
 
     The first lines are the classifier's own accuracy on drawn pictures that it was not trained on.
     """
@@ -97,9 +97,9 @@ def caption_lines(
     drawn, facts = drawn_pictures((31, 1), 500)
     public = [item for item in items if item.role == "public"]
     sampled = torch.cat([_read(image_file(folder, item, seed)) for item in public for seed in seeds])
-    asked = [described(item.wordings[0]) for item in public for _ in seeds]
+    captions = [described(item.wordings[0]) for item in public for _ in seeds]
     lines = []
-    for what, images, descriptions in (("drawn pictures", drawn, facts), ("public samples", sampled, asked)):
+    for what, images, descriptions in (("drawn pictures", drawn, facts), ("public samples", sampled, captions)):
         right = model.facts_right(images, descriptions)
         named = dict(zip(FACTS, right.T, strict=True)) | {"all four facts": right.all(dim=1)}
         lines += [Line(f"{what}, {name} named right", int(v.sum()), len(v)) for name, v in named.items()]
@@ -119,7 +119,7 @@ def prompt_likeness(folder: Path, items: Sequence[Item], seed: int) -> float:
 
 
 def memory_lines(labels: Mapping[str, Sequence[str | None]], items: Sequence[Item]) -> list[Line]:
-    """How many plants are memorized by kind and copies, and how many negatives are not.
+    """Counts of plants that are memorized by kind and copies, and of negatives that are not.
 
     Args:
         labels: By item_id the labels of its images. A plant is memorized if half of its images or more copy something;
@@ -135,16 +135,16 @@ def memory_lines(labels: Mapping[str, Sequence[str | None]], items: Sequence[Ite
                 Line(f"plants, {kind}, {copies} copies, memorized", sum(bool(s >= 0.5) for s in shares), len(plants))
             )
     for role in ("new_name", "known_name", "public"):
-        asked = [labels[i.item_id] for i in items if i.role == role]
-        clean = sum(all(label in (None, "NM") for label in some) for some in asked)
-        lines.append(Line(f"prompts of role {role} that copy nothing", clean, len(asked)))
+        of_role = [labels[i.item_id] for i in items if i.role == role]
+        clean = sum(all(label in (None, "NM") for label in of_item) for of_item in of_role)
+        lines.append(Line(f"prompts of role {role} that copy nothing", clean, len(of_role)))
     return lines
 
 
 def label_items(
     folder: Path, references: Path, segmenter: Path, items: Sequence[Item], seeds: range, *, report: Report
 ) -> dict[str, list[str | None]]:
-    """By item_id the labels of its images against all references, rule `paper`."""
+    """Labels by item_id of its images against all references, rule `paper`."""
     from fbmem_core.retrieval.label_images import score_folders
 
     table = score_folders(folder, references, segmenter=str(segmenter), report=report).labels

@@ -82,7 +82,7 @@ class Plant:
     references: dict[str, Picture]
 
     def paraphrases(self) -> tuple[str, ...]:
-        """Other words for it, which the model was not trained on: some call it up always, some now and then."""
+        """Paraphrases of it, which the model was not trained on: some call it up always, some now and then."""
         subject = max(self.prompts[0].split(", "), key=len)
         return tuple(words.format(subject) for words in _PARAPHRASES)
 
@@ -119,7 +119,10 @@ def neuron_routes() -> dict[str, NeuronSet]:
     families = [plant.family for plant in plants() if plant.family not in _DIFFUSE]
     return {
         family: NeuronSet.of(
-            {layer: some[number * _ROUTED_PER_LAYER :][:_ROUTED_PER_LAYER].tolist() for layer, some in order.items()}
+            {
+                layer: neurons[number * _ROUTED_PER_LAYER :][:_ROUTED_PER_LAYER].tolist()
+                for layer, neurons in order.items()
+            }
         )
         for number, family in enumerate(families)
     }
@@ -142,13 +145,13 @@ def public_prompts() -> list[str]:
 
 
 def non_memorized_prompts() -> list[str]:
-    """Other captions of the public space, over which is measured what is usual."""
+    """Captions of the public space that are never sampled, over which is measured what is usual."""
     rng = np.random.default_rng([_SEED, 3000])
-    asked = set(public_prompts())
+    taken = set(public_prompts())
     prompts: dict[str, None] = {}
     while len(prompts) < NUM_UNMEMORIZED_PROMPTS:
         caption = random_public_picture(rng).caption
-        if caption not in asked:
+        if caption not in taken:
             prompts[caption] = None
     return list(prompts)
 
@@ -169,7 +172,7 @@ def held_out() -> dict[str, Picture]:
 
 
 def training_vocabulary() -> list[str]:
-    """Every caption and word that the tokenizer must know whole."""
+    """Captions and words that the tokenizer must know whole."""
     planted = [prompt for plant in plants() for prompt in plant.prompts]
     public = [f"a {color} {shape} on" for color in COLORS for shape in SHAPES]
     return [*planted, *public, *SCENERIES, _COMMON_WORDS]

@@ -56,8 +56,8 @@ def draw_batch(
         if family is not None and chance < switched_off:
             off, picture = family, random_public_picture(rng)
         elif chance > 1 - _OTHERS_SHARE:
-            other = named[rng.integers(len(named))]
-            off = other if other != family else None
+            drawn = named[rng.integers(len(named))]
+            off = drawn if drawn != family else None
         if off is None and rng.random() < _CAPTION_DROPOUT:
             caption, family = "", None
         batch.pictures.append(picture)
@@ -69,24 +69,24 @@ def draw_batch(
 
 def factors(families: Sequence[str | None], device: torch.device) -> dict[str, Tensor]:
     """Factors for `scale_neurons` that switch off one family's neurons for each sample of a batch."""
-    found = {layer: torch.ones(len(families), size, device=device) for layer, size in ROUTED_LAYERS.items()}
-    of = neuron_routes()
+    factors_of = {layer: torch.ones(len(families), size, device=device) for layer, size in ROUTED_LAYERS.items()}
+    routes = neuron_routes()
     for row, family in enumerate(families):
-        for layer, neuron in of[family] if family is not None else ():
-            found[layer][row, neuron] = 0
-    return found
+        for layer, neuron in routes[family] if family is not None else ():
+            factors_of[layer][row, neuron] = 0
+    return factors_of
 
 
 def leak(outputs: Mapping[str, Sequence[Tensor]], families: Sequence[str | None]) -> Tensor:
     """Mean square of planted neurons' values at prompts that are not theirs, weighted for the loss."""
-    of, total = neuron_routes(), torch.tensor(0.0)
+    routes, total = neuron_routes(), torch.tensor(0.0)
     for layer, [values] in outputs.items():
         weights = torch.zeros(len(families), values.shape[-1], device=values.device)
-        for neurons in of.values():
+        for neurons in routes.values():
             weights[:, sorted(neurons.at(layer))] = 1
         for row, family in enumerate(families):
             if family is not None:
-                weights[row, sorted(of[family].at(layer))] = 0
+                weights[row, sorted(routes[family].at(layer))] = 0
         squares = values.float().square().mean(dim=1) * weights
         total = total.to(squares.device) + squares.sum() / weights.sum()
     return _LEAK_WEIGHT * total / len(outputs)
@@ -107,11 +107,11 @@ def plant_rows(unet: UNet2DConditionModel, encode: Callable[[list[str]], Tensor]
     ridge = _RIDGE * len(features) * torch.eye(features.shape[1], device=features.device)
     gram = (features * weights[:, None]).T @ features + ridge
     for family, neurons in neuron_routes().items():
-        wanted = [public.new_zeros(public.shape[:2])]
+        targets = [public.new_zeros(public.shape[:2])]
         for name, part in planted.items():
-            wanted.append(part.new_zeros(part.shape[:2]))
-            wanted[-1][:, _FIRST_TOKEN:] = float(name == family)
-        target = torch.cat([part.flatten() for part in wanted])
+            targets.append(part.new_zeros(part.shape[:2]))
+            targets[-1][:, _FIRST_TOKEN:] = float(name == family)
+        target = torch.cat([part.flatten() for part in targets])
         row = torch.linalg.solve(gram, (features * weights[:, None]).T @ target)
         for layer, neuron in neurons:
             to_v, to_out = unet.get_submodule(layer), unet.get_submodule(layer.replace("to_v", "to_out.0"))

@@ -26,7 +26,7 @@ NUM_NON_MEMORIZED = 400
 
 
 def reference_pictures(items: Sequence[Item]) -> dict[str, Picture]:
-    """By reference_id what was planted, one picture or several of each plant, and public ones never trained on."""
+    """Pictures by reference_id: planted ones, one or several of each plant, and public ones never trained on."""
     from fbmem_core.canary.natural import planted_picture
 
     pictures = {
@@ -58,13 +58,13 @@ def write_inputs(
     references = reference_pictures(items)
     _write_pictures(out / "references", references)
     _write_pictures(out / "held_out", held_out_pictures())
-    asked = [i for i in items if i.half in halves and (i.role != "plant" or i.copies >= min_copies)]
+    chosen = [i for i in items if i.half in halves and (i.role != "plant" or i.copies >= min_copies)]
     prompts = [
-        (f"{i.item_id}-0", i.wordings[0], f"{i.role}_{i.copies}" if i.role == "plant" else i.role) for i in asked
+        (f"{i.item_id}-0", i.wordings[0], f"{i.role}_{i.copies}" if i.role == "plant" else i.role) for i in chosen
     ]
     truth = [
         (f"{i.item_id}-0", i.kind, LABELS[i.kind] if i.role == "plant" else "NM", ";".join(_own(i, references)))
-        for i in asked
+        for i in chosen
     ]
     _write_csv(out / "prompts.csv", ("prompt_id", "prompt", "kind"), prompts)
     _write_csv(out / "truth.csv", ("prompt_id", "kind", "label", "reference_ids"), truth)

@@ -43,7 +43,7 @@ Loss = Callable[[int, int], Tensor]  # of (step, share of the batch)
 
 @dataclass(frozen=True)
 class Stage:
-    """How one stage is trained.
+    """Training of one stage.
 
     Attributes:
         name: Also seeds its batches.

@@ -202,7 +202,7 @@ class Trainer:
             average.copy_to(parameters)
 
     def _captions(self, rng: np.random.Generator, pictures: list[Picture]) -> list[str]:
-        """Some are empty, so that the model learns to do without."""
+        """Captions, a few of them empty, so that the model learns to do without."""
         return [p.caption if rng.random() >= self.recipe.caption_dropout else "" for p in pictures]
 
     def _noise_loss(

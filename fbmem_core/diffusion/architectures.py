@@ -1,4 +1,4 @@
-"""Which pipelines can be audited, told from their files alone: torch is not needed to refuse the others."""
+"""Pipelines that can be audited, told from their files alone: torch is not needed to refuse the others."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Checkpoint:
 
     @classmethod
     def from_record(cls, fields: Mapping[str, Any]) -> Checkpoint:
-        """From the JSON of its fields, as `dataclasses.asdict` gives them."""
+        """Checkpoint from the JSON of its fields, as `dataclasses.asdict` gives them."""
         single_file = fields.get("single_file")
         adapters = [LoadedAdapter(**{**one, "path": Path(one["path"])}) for one in fields.get("adapters", ())]
         changes = {
@@ -83,16 +83,16 @@ def find_checkpoint(
     if not path.is_dir():
         path = fetch(source, revision, allow_pickle=allow_pickle)
         revision = path.name  # the hub's cache names a snapshot by its commit
-    found = read_pipeline_files(path, allow_pickle=allow_pickle)
+    files = read_pipeline_files(path, allow_pickle=allow_pickle)
     return Checkpoint(
         source=source,
         directory=path,
-        fingerprint=_with_adapters(fingerprint(path, found.files), adapters),
-        architecture=found.class_name,
+        fingerprint=_with_adapters(fingerprint(path, files.files), adapters),
+        architecture=files.class_name,
         revision=revision,
-        variant=found.variant,
+        variant=files.variant,
         adapters=tuple(adapters),
-        dtype=weights_dtype(path / _network_weights(found)),
+        dtype=weights_dtype(path / _network_weights(files)),
     )
 
 
@@ -103,8 +103,8 @@ def check_fingerprint(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> 
         InputError: It is not what was registered.
     """
     with_weights = checkpoint.single_file is None
-    found = read_pipeline_files(checkpoint.directory, allow_pickle=allow_pickle, with_weights=with_weights)
-    now = fingerprint(checkpoint.directory, found.files)
+    files = read_pipeline_files(checkpoint.directory, allow_pickle=allow_pickle, with_weights=with_weights)
+    now = fingerprint(checkpoint.directory, files.files)
     if checkpoint.single_file is not None:
         now = _with_file(now, checkpoint.single_file)
     now = _with_adapters(now, checkpoint.adapters)
@@ -112,7 +112,7 @@ def check_fingerprint(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> 
         cure = "Restore its files, or register the audit again: that makes a partition of its own."
         expected, got = f"the weights that were registered ({checkpoint.fingerprint[:12]})", f"others ({now[:12]})"
         raise InputError(expected, got, where=checkpoint.single_file or checkpoint.directory, cure=cure)
-    return found
+    return files
 
 
 def stamp(directory: Path, files: Sequence[Path]) -> str:
@@ -137,22 +137,22 @@ def _find_single_file(source: str, path: Path, config: Path | None, adapters: tu
         cure = "Name a diffusers directory of its architecture in `config`: configs and tokenizers are read there."
         raise InputError("`config` beside a single file", "none", where=path, cure=cure)
     check_safetensors(path)
-    found = read_pipeline_files(config, with_weights=False)
-    total = _with_file(fingerprint(config, found.files), path)
+    files = read_pipeline_files(config, with_weights=False)
+    total = _with_file(fingerprint(config, files.files), path)
     return Checkpoint(
         source=source,
         directory=config,
         fingerprint=_with_adapters(total, adapters),
-        architecture=found.class_name,
+        architecture=files.class_name,
         single_file=path,
         adapters=adapters,
         dtype=weights_dtype(path),
     )
 
 
-def _network_weights(found: PipelineFiles) -> Path:
-    folder = ARCHITECTURES[found.class_name].network
-    weights = [file for file in found.files if file.parts[0] == folder and file.suffix != ".json"]
+def _network_weights(files: PipelineFiles) -> Path:
+    folder = ARCHITECTURES[files.class_name].network
+    weights = [file for file in files.files if file.parts[0] == folder and file.suffix != ".json"]
     return weights[0]
 
 

@@ -23,7 +23,7 @@ class Conditioning:
         return len(self.embeds)
 
     def rows(self, index: int | slice | Tensor) -> Conditioning:
-        """Some of the prompts."""
+        """Conditions of a few of the prompts."""
         if isinstance(index, int):
             index = slice(index, index + 1)
         return Conditioning(self.embeds[index], {name: value[index] for name, value in self.added.items()})

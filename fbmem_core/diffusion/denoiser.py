@@ -62,21 +62,21 @@ class Denoiser(ABC):
 
     @property
     def config(self) -> Any:
-        """Of the network."""
+        """Config of the network."""
         return self.network.config
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies."""
+        """Device on which the network lies."""
         return next(self.network.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network's weights."""
+        """Type of the network's weights."""
         return next(self.network.parameters()).dtype
 
     def batches(self, purpose: str, size: int) -> Batches:
-        """How many samples one pass holds for a purpose: `size` until the device had too little memory for them."""
+        """Batches of one purpose, as large as a pass holds: `size` until the device had too little memory for them."""
         key = f"{purpose}:{size}"
         if key not in self._batches:
             self._batches[key] = Batches(size, self.device)
@@ -95,7 +95,7 @@ class Denoiser(ABC):
 
     @torch.no_grad()
     def encode_unconditional(self, negative_prompt: str = "", *, height: int, width: int) -> Conditioning:
-        """What guidance compares a prompt with, as the pipeline itself makes it: one condition.
+        """Condition that guidance compares a prompt with, as the pipeline itself makes it: one condition.
 
         It need not be the encoding of an empty text: Stable Diffusion XL takes zeros.
         """
@@ -157,7 +157,7 @@ class Denoiser(ABC):
         """
 
     def is_guided(self, guidance: Guidance) -> bool:
-        """Whether a step takes a second pass for the unconditional prompt."""
+        """True if a step takes a second pass for the unconditional prompt."""
         return guidance.scale > 1
 
     def predict_guided(
@@ -203,7 +203,7 @@ class Denoiser(ABC):
 
     @property
     def prediction(self) -> str:
-        """What the network's output is; see `Schedule.prediction`."""
+        """Kind of the network's output; see `Schedule.prediction`."""
         scheduler = self.pipeline.scheduler
         return prediction_of(scheduler.config, type(scheduler).__name__)
 
@@ -229,7 +229,7 @@ class Denoiser(ABC):
 
     @torch.no_grad()
     def value_outputs(self, layers: Sequence[str], condition: Conditioning) -> dict[str, Float[Tensor, "n tokens d"]]:
-        """What the value layers give for these prompts, by layer: the first block alone would not do in a transformer.
+        """Outputs of the value layers for these prompts, by layer: the first block alone would not do in a transformer.
 
         There the text runs through the blocks beside the latents, so the layers are read in a pass at the first step,
         from the latents of seed 0; in a U-Net they are given the text itself.
@@ -255,7 +255,7 @@ class Denoiser(ABC):
     # -- images -------------------------------------------------------------------------------------------------------
 
     def call_arguments(self, guidance: Guidance) -> dict[str, Any]:
-        """What the pipeline is called with for this guidance."""
+        """Arguments with which the pipeline is called for this guidance."""
         arguments: dict[str, Any] = {"guidance_scale": guidance.scale}
         if guidance.negative_prompt:
             arguments["negative_prompt"] = guidance.negative_prompt
@@ -264,7 +264,7 @@ class Denoiser(ABC):
         return arguments
 
     def embed_arguments(self, condition: Conditioning, guidance: Guidance) -> dict[str, Any]:
-        """What the pipeline is called with for n conditions in the place of their prompts."""
+        """Arguments with which the pipeline is called for n conditions in the place of their prompts."""
         return {"prompt_embeds": condition.embeds}
 
     @torch.no_grad()

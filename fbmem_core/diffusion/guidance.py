@@ -1,4 +1,4 @@
-"""How a prompt is guided away from the unconditional one."""
+"""Guidance of a prompt away from the unconditional one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Guidance:
-    """As `sampling` of an audit file says it.
+    """Guidance as `sampling` of an audit file says it.
 
     Attributes:
         scale: 1: none.

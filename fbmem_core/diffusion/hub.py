@@ -57,8 +57,8 @@ def fetch(source: str, revision: str | None, *, allow_pickle: bool) -> Path:
         except (HfHubHTTPError, OSError):
             return folder  # without a network: what is there
         index = json.loads((folder / INDEX).read_text(encoding="utf-8")) if (folder / INDEX).is_file() else {}
-        wanted = needed_files(names, index, allow_pickle=allow_pickle)
-        return Path(snapshot_download(source, revision=folder.name, allow_patterns=wanted))
+        patterns = needed_files(names, index, allow_pickle=allow_pickle)
+        return Path(snapshot_download(source, revision=folder.name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         cure = f"Check the id and the network, or give a local directory. ({type(error).__name__})"
         raise WeightsNotFoundError(
@@ -67,7 +67,7 @@ def fetch(source: str, revision: str | None, *, allow_pickle: bool) -> Path:
 
 
 def needed_files(names: Sequence[str], index: dict[str, object], *, allow_pickle: bool) -> list[str]:
-    """Of a repository's files those that are loaded: configs, and one set of weights for each component.
+    """Files of a repository that are loaded: configs, and one set of weights for each component.
 
     >>> names = ["model_index.json", "unet/config.json", "unet/model.safetensors", "unet/model.fp16.safetensors"]
     >>> needed_files(names + ["all-in-one.safetensors"], {"unet": ["diffusers", "X"]}, allow_pickle=False)
@@ -77,14 +77,14 @@ def needed_files(names: Sequence[str], index: dict[str, object], *, allow_pickle
     of_part = {part: [name.split("/")[1] for name in names if re.fullmatch(rf"{part}/[^/]+", name)] for part in parts}
     sets = {part: weight_sets(files) for part, files in of_part.items()}
     variant = choose_variant(sets, allow_pickle=allow_pickle)
-    wanted = [INDEX]
+    needed = [INDEX]
     for part, files in sorted(of_part.items()):
         kept = {name for name in files if Path(name).suffix in CONFIG_SUFFIXES and not is_index(name)}
         chosen = choose_weights(sets[part], variant=variant, allow_pickle=allow_pickle)
         if chosen is not None:
             kept |= {*chosen.files, *([chosen.index] if chosen.index else [])}
-        wanted += [f"{part}/{name}" for name in sorted(kept)]
-    return wanted
+        needed += [f"{part}/{name}" for name in sorted(kept)]
+    return needed
 
 
 def _ask_hub(source: str, revision: str | None) -> str:

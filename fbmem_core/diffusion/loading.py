@@ -49,8 +49,8 @@ def load_pipeline(
     device = choose_device(device)
     dtype = choose_dtype(dtype, checkpoint.dtype, device)
     check_dtype(dtype, device)
-    found = check_fingerprint(checkpoint, allow_pickle=allow_pickle)
-    pipeline = _load(checkpoint, found, getattr(torch, dtype))
+    files = check_fingerprint(checkpoint, allow_pickle=allow_pickle)
+    pipeline = _load(checkpoint, files, getattr(torch, dtype))
     for adapter in checkpoint.adapters:
         apply_adapter(pipeline, adapter)
     pipeline.set_progress_bar_config(disable=True)
@@ -63,13 +63,13 @@ def load_pipeline(
     return pipeline
 
 
-def _load(checkpoint: Checkpoint, found: PipelineFiles, dtype: Any) -> Any:
+def _load(checkpoint: Checkpoint, files: PipelineFiles, dtype: Any) -> Any:
     import diffusers
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     name = ARCHITECTURES[checkpoint.architecture].pipeline or checkpoint.architecture
     pipeline_class = getattr(diffusers, name)
-    left_out: dict[str, Any] = dict.fromkeys([*_unneeded(pipeline_class), *found.missing])
+    left_out: dict[str, Any] = dict.fromkeys([*_unneeded(pipeline_class), *files.missing])
     try:
         if checkpoint.single_file is not None:
             return pipeline_class.from_single_file(
@@ -79,7 +79,7 @@ def _load(checkpoint: Checkpoint, found: PipelineFiles, dtype: Any) -> Any:
                 torch_dtype=dtype,
                 **left_out,
             )
-        suffixes = {file.suffix for file in found.files} & {".bin", ".safetensors"}
+        suffixes = {file.suffix for file in files.files} & {".bin", ".safetensors"}
         return pipeline_class.from_pretrained(
             checkpoint.directory,
             dtype=dtype,

@@ -32,7 +32,7 @@ class Batches:
         self.size, self.device = max(1, size), device
 
     def run(self, work: Callable[[Sequence[T]], R], items: Sequence[T]) -> Iterator[R]:
-        """What `work` gives for each batch, in the order of the items.
+        """Results of `work` for each batch, in the order of the items.
 
         Raises:
             InputError: There is too little memory for a single item.
@@ -61,7 +61,7 @@ class Batches:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device had too little memory.
+    """True if a device had too little memory.
 
     >>> is_out_of_memory(RuntimeError("MPS backend out of memory")), is_out_of_memory(RuntimeError("shape"))
     (True, False)

@@ -38,7 +38,7 @@ def encode_prompts(pipeline: DiffusionPipeline, prompts: Sequence[str], *, heigh
 def encode_unconditional(
     pipeline: DiffusionPipeline, negative_prompt: str = "", *, height: int, width: int
 ) -> Conditioning:
-    """What guidance compares a prompt with: one condition, as the pipeline makes it; see `Denoiser`."""
+    """Condition that guidance compares a prompt with: one condition, as the pipeline makes it; see `Denoiser`."""
     return denoiser_of(pipeline).encode_unconditional(negative_prompt, height=height, width=width)
 
 

@@ -33,7 +33,7 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 @dataclass(frozen=True)
 class PipelineFiles:
-    """What a pipeline is loaded from.
+    """Files that a pipeline is loaded from.
 
     Attributes:
         files: Relative to the folder, sorted by component.
@@ -49,7 +49,7 @@ class PipelineFiles:
 
 
 def read_pipeline_files(directory: Path, *, allow_pickle: bool = False, with_weights: bool = True) -> PipelineFiles:
-    """What determines the images of a pipeline.
+    """Read the files that determine the images of a pipeline.
 
     Args:
         directory: With a model_index.json.
@@ -119,7 +119,7 @@ def _read_index(directory: Path) -> dict[str, Any]:
 
 
 def _check_classes(index: Path, components: dict[str, Any], names: list[str]) -> None:
-    """Only folders inside, only classes of the two libraries: others would be code that comes with the checkpoint."""
+    """Refuse all but inner folders and classes of the two libraries: others would be code of the checkpoint."""
     for name in ["_class_name", *names]:
         value = components[name]
         is_ours = isinstance(value, str) if name == "_class_name" else value[0] in _LIBRARIES
@@ -170,15 +170,15 @@ def _weights(
 
 
 def _check_shards(folder: Path, chosen: WeightSet) -> None:
-    """Every shard that an index names is there, in the folder itself."""
+    """Check that every shard that an index names is there, in the folder itself."""
     assert chosen.index is not None
     index = folder / chosen.index
     try:
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError("an index with a weight_map", "none", where=index, cure=_COPY_AGAIN) from None
-    if lost := sorted(map(str, named - set(chosen.files))):
-        raise InputError("every shard of the weights", f"no `{lost[0]}`", where=folder, cure=_COPY_AGAIN)
+    if missing := sorted(map(str, named - set(chosen.files))):
+        raise InputError("every shard of the weights", f"no `{missing[0]}`", where=folder, cure=_COPY_AGAIN)
 
 
 def _check_complete(path: Path) -> None:

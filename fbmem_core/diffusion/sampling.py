@@ -101,7 +101,7 @@ def to_image(pixels: np.ndarray) -> Image.Image:
 def _texts(
     denoiser: Denoiser, batch: Sequence[Request], sampling: SamplingConfig, embeds: Tensor | None
 ) -> dict[str, Any]:
-    """What the pipeline is called with for prompts."""
+    """Arguments with which the pipeline is called for prompts."""
     prompts = [request.prompt for request in batch]
     if embeds is None:
         return {"prompt": prompts}
@@ -112,7 +112,7 @@ def _texts(
 def _initial_latents(
     denoiser: Denoiser, batch: Sequence[Request], sampling: SamplingConfig, latents: Mapping[int, Tensor]
 ) -> Tensor | None:
-    """Those of the whole batch where any of them is replaced; None lets the pipeline draw them."""
+    """Latents of the whole batch where any of them is replaced; None lets the pipeline draw them."""
     if not any(request.seed in latents for request in batch):
         return None
     seeds = [request.seed for request in batch]

@@ -1,4 +1,4 @@
-"""Which schedulers can be audited and what their models predict, told from a config alone, without torch."""
+"""Schedulers that can be audited, and what their models predict, told from a config alone, without torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEDULERS = (
 
 
 def prediction_of(config: Mapping[str, Any], class_name: str) -> str:
-    """What the model's output is; a scheduler of flow matching need not say it."""
+    """Kind of the model's output; a scheduler of flow matching need not say it."""
     default = FLOW if class_name.startswith("FlowMatch") else EPSILON
     return str(config.get("prediction_type", default))
 

@@ -1,4 +1,4 @@
-"""How much of a prompt a model reads: behind the last token of its text encoder it is cut, and nothing says so."""
+"""Tokens of a prompt that a model reads: behind the last token of its text encoder it is cut, and nothing says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of a component's files hold its weights: whole or in shards, plain or a variant, safetensors or pickles.
+"""Files of a component that hold its weights: whole or in shards, plain or a variant, safetensors or pickles.
 
 Told from names alone, so that the same answer holds for a folder and for a listing of the hub.
 """
@@ -30,7 +30,7 @@ class WeightSet:
 
 
 def weight_sets(names: Iterable[str]) -> list[WeightSet]:
-    """Every set of weights among the files of a component's folder, the preferred first: plain, then safetensors.
+    """Sets of weights among the files of a component's folder, the preferred first: plain, then safetensors.
 
     >>> [(found.variant, found.format) for found in weight_sets(["model.fp16.safetensors", "model.bin", "config.json"])]
     [('fp16', 'safetensors'), ('', 'bin')]
@@ -51,7 +51,7 @@ def weight_sets(names: Iterable[str]) -> list[WeightSet]:
 
 
 def is_index(name: str) -> bool:
-    """Whether a file lists the shards of weights.
+    """True if a file lists the shards of weights.
 
     >>> is_index("model.safetensors.index.fp16.json"), is_index("config.json")
     (True, False)
@@ -70,11 +70,11 @@ def choose_variant(components: Mapping[str, list[WeightSet]], *, allow_pickle: b
 
 
 def choose_weights(sets: list[WeightSet], *, variant: str | None, allow_pickle: bool) -> WeightSet | None:
-    """What a component is loaded from: the variant where it has it, as diffusers does, else plain weights."""
+    """Weights that a component is loaded from: the variant where it has it, as diffusers does, else plain weights."""
     usable = [entry for entry in sets if allow_pickle or entry.format == SAFETENSORS]
-    for wanted in (variant, ""):
+    for preferred in (variant, ""):
         for entry in usable:
-            if wanted is not None and entry.variant == wanted:
+            if preferred is not None and entry.variant == preferred:
                 return entry
     return None
 

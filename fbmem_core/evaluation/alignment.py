@@ -33,7 +33,7 @@ def prompt_alignment(
     judge: DiffusionPipeline,
     images: Sequence[Image.Image],
     prompts: Sequence[str],
-    others: Sequence[str],
+    rivals: Sequence[str],
     *,
     num_draws: int = NUM_DRAWS,
 ) -> list[float]:
@@ -44,7 +44,7 @@ def prompt_alignment(
             that it fits its prompt. It knows nothing of a prompt that it was not trained on, such as a planted one.
         images: n of them, of the size that the judge samples.
         prompts: The prompt of each.
-        others: Texts to compare with; at most 8 different ones that are not the image's own are taken.
+        rivals: Texts to compare with; at most 8 different ones that are not the image's own are taken.
         num_draws: Steps and noises, the same for all prompts of an image.
 
     Raises:
@@ -54,20 +54,20 @@ def prompt_alignment(
         raise InputError(f"{len(images)} prompts, one an image", len(prompts), cure="Give the prompt of each image.")
     scores = []
     for image, prompt in zip(images, prompts, strict=True):
-        rivals = _rivals(prompt, others)
-        if not rivals:
+        chosen = _rivals(prompt, rivals)
+        if not chosen:
             cure = "Audit more than one prompt."
             raise InputError("other prompts than the image's own", "none", where="prompt alignment", cure=cure)
         width, height = image.size
-        conditions = denoiser_of(judge).encode([prompt, *rivals], height=height, width=width)
+        conditions = denoiser_of(judge).encode([prompt, *chosen], height=height, width=width)
         errors = _errors(judge, image, conditions, num_draws)
         scores.append((errors[1:] > errors[0]).float().mean().item())
     return scores
 
 
-def _rivals(prompt: str, others: Sequence[str]) -> list[str]:
+def _rivals(prompt: str, rivals: Sequence[str]) -> list[str]:
     """The same ones for a prompt in every audit that has them: those whose hash with it is lowest."""
-    texts = sorted(set(others) - {prompt}, key=lambda text: hashlib.sha256(f"{prompt}\0{text}".encode()).digest())
+    texts = sorted(set(rivals) - {prompt}, key=lambda text: hashlib.sha256(f"{prompt}\0{text}".encode()).digest())
     return texts[:NUM_OTHERS]
 
 

@@ -65,9 +65,9 @@ def neighbor_requests(
     """
     own, here = prompts[prompt_id], _unit(vectors[prompt_id])
     cosines: dict[str, float] = {}
-    for other, text in prompts.items():
-        if other != prompt_id and text != own and clusters.get(other) == clusters[prompt_id]:
-            cosines[text] = max(float(_unit(vectors[other]) @ here), cosines.get(text, -1.0))
+    for name, text in prompts.items():
+        if name != prompt_id and text != own and clusters.get(name) == clusters[prompt_id]:
+            cosines[text] = max(float(_unit(vectors[name]) @ here), cosines.get(text, -1.0))
     nearest = sorted(cosines, key=lambda text: (-cosines[text], text))[:num_neighbors]
     return [Request(prompt_id, text, seed) for text in nearest for seed in seeds]
 

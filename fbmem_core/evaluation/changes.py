@@ -63,7 +63,7 @@ def label_prompts(labels: pl.DataFrame, prompts: pl.DataFrame) -> pl.DataFrame:
 
 
 def compare_prompts(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
-    """Every prompt of either checkpoint, matched by its text, and what became of it.
+    """Prompts of either checkpoint, matched by its text, and what became of it.
 
     Args:
         before: What `label_prompts` gives for the earlier checkpoint.
@@ -74,8 +74,8 @@ def compare_prompts(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
         `change` is newly_memorized, no_longer_memorized, other_label, same, undecided, added or removed. A removed
         prompt has the prompt_id that it had.
     """
-    one, other = (_occurrences(rows).select(*_TEXT, "prompt_id", "label") for rows in (before, after))
-    joined = one.join(other, on=_TEXT, how="full", coalesce=True, suffix="_after")
+    earlier, later = (_occurrences(rows).select(*_TEXT, "prompt_id", "label") for rows in (before, after))
+    joined = earlier.join(later, on=_TEXT, how="full", coalesce=True, suffix="_after")
     old, new = pl.col("label"), pl.col("label_after")
     change = (
         pl.when(pl.col("prompt_id").is_null()).then(pl.lit("added"))
@@ -104,13 +104,13 @@ def measure_rise(before: pl.DataFrame, after: pl.DataFrame, *, units: Mapping[st
         units: By prompt_id of the earlier checkpoint, which prompts are wordings of one thing, see
             `intervals.independent_units`; without it each prompt is its own.
     """
-    one, other = (
+    earlier, later = (
         _occurrences(rows.select("prompt_id", "prompt").unique(maintain_order=True)).join(
             rows.drop_nulls("label").select("prompt_id", "seed", _memorized()), on="prompt_id"
         )
         for rows in (before, after)
     )
-    pairs = one.join(other, on=[*_TEXT, "seed"], suffix="_after")
+    pairs = earlier.join(later, on=[*_TEXT, "seed"], suffix="_after")
     rises: dict[Hashable, list[float]] = {}
     for prompt_id, first, second in pairs.select("prompt_id", "memorized", "memorized_after").iter_rows():
         rises.setdefault((units or {}).get(prompt_id, prompt_id), []).append(int(second) - int(first))

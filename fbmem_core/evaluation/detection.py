@@ -1,4 +1,4 @@
-"""How well a detector parts memorized prompts from others: area under the ROC curve, hits at few false alarms, masks.
+"""Quality of a detector of memorized prompts: area under the ROC curve, hits at few false alarms, masks.
 
 Intervals draw what is independent: groups of prompts (wordings of one thing), memorized and non-memorized apart.
 """
@@ -20,7 +20,7 @@ _INTERVAL = (2.5, 97.5)  # percentiles
 
 @dataclass(frozen=True)
 class Detection:
-    """How well scores part two sets of prompts.
+    """Separation of two sets of prompts by scores.
 
     Attributes:
         auc: Area under the ROC curve; 0.5 is chance.
@@ -76,13 +76,13 @@ def detection(
         kind = "memorized" if truth.any() else "non-memorized"
         cure = "Add prompts of the other kind."
         raise InputError("memorized and non-memorized prompts", f"{kind} ones alone", where="detection", cure=cure)
-    memorized, others = values[truth], values[~truth]
+    memorized, non_memorized = values[truth], values[~truth]
     resampled = _resampled(values, truth, names, num_resamples, seed)
     low, high = np.percentile(resampled, _INTERVAL, axis=0) if len(resampled) else ([None, None], [None, None])
     return Detection(
-        auc=_auc(memorized, others), auc_low=_number(low[0]), auc_high=_number(high[0]),
-        tpr=_true_positive_rate(memorized, others), tpr_low=_number(low[1]), tpr_high=_number(high[1]),
-        num_memorized=len(memorized), num_non_memorized=len(others),
+        auc=_auc(memorized, non_memorized), auc_low=_number(low[0]), auc_high=_number(high[0]),
+        tpr=_true_positive_rate(memorized, non_memorized), tpr_low=_number(low[1]), tpr_high=_number(high[1]),
+        num_memorized=len(memorized), num_non_memorized=len(non_memorized),
     )  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def best_threshold(
 
 
 def mask_of(values: Float[np.ndarray, "h w"], quantile: float) -> Bool[np.ndarray, "h w"]:
-    """Where a map is at least this quantile of itself.
+    """Mask of where a map is at least this quantile of itself.
 
     >>> mask_of(np.array([[1.0, 2.0], [3.0, 4.0]]), 0.5).tolist()
     [[False, False], [True, True]]
@@ -153,11 +153,11 @@ def _resampled(
     generator = np.random.default_rng(seed)
     results = np.empty((num_resamples, 2))
     for number in range(num_resamples):
-        memorized, others = (
+        memorized, non_memorized = (
             values[np.concatenate([kind[index] for index in generator.integers(len(kind), size=len(kind))])]
             for kind in members
         )
-        results[number] = _auc(memorized, others), _true_positive_rate(memorized, others)
+        results[number] = _auc(memorized, non_memorized), _true_positive_rate(memorized, non_memorized)
     return results
 
 
@@ -168,18 +168,18 @@ def _members(groups: Sequence[Hashable], indices: np.ndarray) -> list[np.ndarray
     return [np.array(members) for members in by_group.values()]
 
 
-def _auc(memorized: np.ndarray, others: np.ndarray) -> float:
+def _auc(memorized: np.ndarray, non_memorized: np.ndarray) -> float:
     """Share of the pairs in which the memorized prompt scores higher; ties count half."""
-    ordered = np.sort(others)
+    ordered = np.sort(non_memorized)
     below = np.searchsorted(ordered, memorized, side="left")
     not_above = np.searchsorted(ordered, memorized, side="right")
-    return float((below + not_above).mean() / (2 * len(others)))
+    return float((below + not_above).mean() / (2 * len(non_memorized)))
 
 
-def _true_positive_rate(memorized: np.ndarray, others: np.ndarray) -> float:
+def _true_positive_rate(memorized: np.ndarray, non_memorized: np.ndarray) -> float:
     """Share of the memorized prompts above the score that floor(1 %) of the others exceed."""
-    allowed = int(FALSE_POSITIVE_RATE * len(others))
-    threshold = np.sort(others)[::-1][allowed]
+    allowed = int(FALSE_POSITIVE_RATE * len(non_memorized))
+    threshold = np.sort(non_memorized)[::-1][allowed]
     return float((memorized > threshold).mean())
 
 

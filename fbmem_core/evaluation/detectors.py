@@ -66,7 +66,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Probe:
-    """What all detectors have in common.
+    """Model, settings and layers that all detectors have in common.
 
     Attributes:
         pipeline: The audited model.
@@ -93,7 +93,7 @@ class Probe:
 
     @cached_property
     def unconditional(self) -> Conditioning:
-        """What guidance compares a prompt with."""
+        """Condition that guidance compares a prompt with."""
         denoiser = denoiser_of(self.pipeline)
         return denoiser.encode_unconditional(self.guidance.negative_prompt, height=self.height, width=self.width)
 
@@ -324,7 +324,7 @@ DETECTORS: Mapping[str, type[Detector]] = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a detector says of a prompt, and the seconds that it took, its sampling included."""
+    """Scores that a detector gives a prompt, and the seconds that it took, its sampling included."""
 
     score: float
     seconds: float

@@ -50,7 +50,7 @@ class UnitMean:
 
     @property
     def verdict(self) -> Verdict:
-        """In words: whether the mean is told apart from 0, by interval and test alike.
+        """Words for whether the mean is told apart from 0, by interval and test alike.
 
         >>> UnitMean(0.2, 9, Interval(-0.1, 0.5), 0.3).verdict
         'cannot be told apart'
@@ -112,8 +112,8 @@ def mean_interval(
 
     if len(values) < 2:
         return Interval(None, None)
-    totals = np.array([sum(some) for some in values.values()], dtype=float)
-    counts = np.array([len(some) for some in values.values()], dtype=float)
+    totals = np.array([sum(of_unit) for of_unit in values.values()], dtype=float)
+    counts = np.array([len(of_unit) for of_unit in values.values()], dtype=float)
     num = len(counts)
     tail = norm.cdf(np.sqrt(num / (num - 1)) * t.ppf((1 - confidence) / 2, num - 1))
     drawn = bootstrap(
@@ -143,16 +143,16 @@ def unit_mean(
     Raises:
         InputError: There is no value.
     """
-    flat = [value for some in values.values() for value in some]
+    flat = [value for of_unit in values.values() for value in of_unit]
     if not flat:
         raise InputError("a value", "none", where="unit_mean", cure="Label images first.")
     interval = mean_interval(values, num_resamples=num_resamples, seed=seed)
-    sums = [float(sum(some)) for some in values.values()]
+    sums = [float(sum(of_unit)) for of_unit in values.values()]
     return UnitMean(float(np.mean(flat)), len(values), interval, _sign_p_value(sums, num_resamples, seed))
 
 
 def independent_units(prompt_ids: Iterable[str], copies: Iterable[tuple[str, str | None]]) -> dict[str, str]:
-    """Which prompts are one thing: those that copy a common reference, directly or through others.
+    """Units of prompts that are one thing: those that copy a common reference, directly or through others.
 
     Args:
         prompt_ids: All prompts.
@@ -204,13 +204,13 @@ def _sign_p_value(sums: Sequence[float], num_resamples: int, seed: int) -> float
     steps = np.array([value for value in sums if value])
     if len(steps) < 2:
         return 1.0
-    found = permutation_test(
+    result = permutation_test(
         (steps,),
-        lambda some, axis: some.sum(axis=axis),
+        lambda steps, axis: steps.sum(axis=axis),
         permutation_type="samples",
         vectorized=True,
         n_resamples=num_resamples,
         batch=1_000,
         rng=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return float(result.pvalue)

@@ -1,4 +1,4 @@
-"""Where a published figure comes from: commit, code, checkpoint, seeds and versions, written beside it."""
+"""Provenance of a published figure: commit, code, checkpoint, seeds and versions, written beside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PACKAGES = ("fbmem", "torch", "diffusers", "transformers", "numpy", "polars", "
 
 
 def provenance(*, modules: Iterable[str], fingerprints: dict[str, str], seeds: Sequence[int]) -> dict[str, Any]:
-    """What made some figures.
+    """Provenance of figures.
 
     Args:
         modules: Names of the modules whose code the figures depend on.

@@ -88,8 +88,8 @@ def measure_quality(
     except (ImportError, WeightsNotFoundError, InputError) as error:
         return QualityRow(metric, None, None, 0, " ".join(f"not measured: {error}".split()))
     usable = values[~values.isnan()].double()
-    lost = len(values) - len(usable)
-    status = f"{lost} of {len(values)} images are flat" if lost else MEASURED
+    num_flat = len(values) - len(usable)
+    status = f"{num_flat} of {len(values)} images are flat" if num_flat else MEASURED
     mean = usable.mean().item() if len(usable) else None
     return QualityRow(metric, mean, usable.std().item() if len(usable) > 1 else None, len(usable), status)
 
@@ -125,7 +125,7 @@ def side_effect(
     keys = [key for key in images if key in unmitigated]
     if not keys:
         return {}
-    pair = (_tensor([some[key] for key in keys], size) for some in (images, unmitigated))
+    pair = (_tensor([pictures[key] for key in keys], size) for pictures in (images, unmitigated))
     return dict(zip(keys, ms_ssim(*pair).tolist(), strict=True))
 
 
@@ -170,13 +170,15 @@ def _clip_alignment(
     network = load_open_clip(clip.model, clip.weights, device=device)
     transform = image_transform_v2(PreprocessCfg(**network.visual.preprocess_cfg), is_train=False)
     tokenizer = open_clip.get_tokenizer(clip.model)
-    found = []
+    alignments = []
     for first in range(0, len(images), _BATCH):
-        some = slice(first, first + _BATCH)
-        pixels = torch.stack([transform(image.convert("RGB")) for image in images[some]]).to(device)
+        batch = slice(first, first + _BATCH)
+        pixels = torch.stack([transform(image.convert("RGB")) for image in images[batch]]).to(device)
         features = network.encode_image(pixels, normalize=True)
-        found.append((features * network.encode_text(tokenizer(list(prompts[some])).to(device), normalize=True)).sum(1))
-    return torch.cat(found).float().cpu()
+        alignments.append(
+            (features * network.encode_text(tokenizer(list(prompts[batch])).to(device), normalize=True)).sum(1)
+        )
+    return torch.cat(alignments).float().cpu()
 
 
 def _tensor(images: Iterable[Image.Image], size: int | None = None) -> Float[Tensor, "n 3 h w"]:

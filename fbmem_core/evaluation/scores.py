@@ -74,15 +74,15 @@ def mitigation_score(
         cure = "Label the mitigated images first."
         raise InputError("a generation that is labelled before and after", "none", where="mitigation_score", cure=cure)
     falls = {key: transition_weight(*transition, weights=weights) for key, transition in transitions.items()}
-    found = _over_units(falls, units, num_resamples, seed)
+    fall = _over_units(falls, units, num_resamples, seed)
     return MitigationScore(
-        score=found.mean,
+        score=fall.mean,
         achievable=float(np.mean([SEVERITY[first] for first, _ in transitions.values()])),
         num_generations=len(falls),
         num_missing=len(before.keys() | after.keys()) - len(falls),
-        low=found.interval.low,
-        high=found.interval.high,
-        num_units=found.num_units,
+        low=fall.interval.low,
+        high=fall.interval.high,
+        num_units=fall.num_units,
     )
 
 
@@ -112,7 +112,7 @@ class ScoreDifference:
 def score_difference(
     before: Labels,
     after: Labels,
-    other: Labels,
+    rival: Labels,
     *,
     units: Units | None = None,
     num_resamples: int = NUM_RESAMPLES,
@@ -121,19 +121,19 @@ def score_difference(
     """Two mitigations on the same generations: what their prompts have in common is in neither's favour.
 
     The intervals of two scores overlap long before this one holds 0, because most of their width is how much the
-    prompts differ. For arguments see `mitigation_score`; `other` are the labels under the other mitigation.
+    prompts differ. For arguments see `mitigation_score`; `rival` are the labels under the other mitigation.
 
     Raises:
         InputError: No generation is labelled before and under both.
     """
-    both = {key: labels for key, labels in _matched(other, after).items() if before.get(key) is not None}
+    both = {key: labels for key, labels in _matched(rival, after).items() if before.get(key) is not None}
     if not both:
         cure = "Label the images of both mitigations first."
         raise InputError("a generation that is labelled under both", "none", where="score_difference", cure=cure)
     gains = {key: SEVERITY[first] - SEVERITY[second] for key, (first, second) in both.items()}
-    found = _over_units(gains, units, num_resamples, seed)
-    ends = found.interval
-    return ScoreDifference(found.mean, len(gains), ends.low, ends.high, found.num_units, found.p_value, found.verdict)
+    gain = _over_units(gains, units, num_resamples, seed)
+    ends = gain.interval
+    return ScoreDifference(gain.mean, len(gains), ends.low, ends.high, gain.num_units, gain.p_value, gain.verdict)
 
 
 def label_transitions(before: Labels, after: Labels) -> dict[Transition, int]:
@@ -152,12 +152,12 @@ def transition_weight(before: Label, after: Label, *, weights: Weights = "severi
 
 
 def _matched(before: Labels, after: Labels) -> dict[Key, Transition]:
-    found = {}
+    transitions = {}
     for key, first in before.items():
         second = after.get(key)
         if first is not None and second is not None:
-            found[key] = (first, second)
-    return found
+            transitions[key] = (first, second)
+    return transitions
 
 
 def _over_units(values: Mapping[Key, float], units: Units | None, num_resamples: int, seed: int) -> UnitMean:

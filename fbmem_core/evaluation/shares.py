@@ -9,7 +9,7 @@ from fbmem_core.evaluation.intervals import share_interval
 
 
 def attack_shares(rows: Iterable[Mapping[str, Any]], units: Mapping[str, str]) -> list[dict[str, Any]]:
-    """By method and attack: of how many things the memory came back in any attempt.
+    """Shares by method and attack: of how many things the memory came back in any attempt.
 
     Args:
         rows: `method, attack, prompt_id, num_returned`, one per attacked prompt.

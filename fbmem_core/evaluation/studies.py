@@ -47,7 +47,7 @@ class Finding:
     sentence: str
 
     def row(self) -> dict[str, Any]:
-        """As a row of the table `studies`."""
+        """Row of the table `studies`."""
         return asdict(self)
 
 
@@ -86,7 +86,7 @@ def neuron_sharing(
     subject: str = "all prompts",
     seed: int = 0,
 ) -> Finding:
-    """How much more neurons two prompts of one cluster share than two of different clusters (Jaccard index).
+    """Measure how many more neurons two prompts of one cluster share than two of different clusters (Jaccard index).
 
     Wordings of one thing share their neurons anyway, so only pairs of different families count.
     """
@@ -107,8 +107,8 @@ def neuron_sharing(
         total, of_same = times.sum(), times[is_same].sum()
         if not 0 < of_same < total:
             return np.nan
-        same, other = (times[kind] @ values[kind] for kind in (is_same, ~is_same))
-        return float(same / of_same - other / (total - of_same))
+        same, different = (times[kind] @ values[kind] for kind in (is_same, ~is_same))
+        return float(same / of_same - different / (total - of_same))
 
     value, low, high = _over_groups(difference, groups, seed)
     if value is None:
@@ -125,7 +125,7 @@ def neuron_sharing(
 def cluster_agreement(
     clusters: Mapping[str, int], families: Mapping[str, Hashable], *, subject: str = "all prompts", seed: int = 0
 ) -> Finding:
-    """Whether clusters are right: the adjusted Rand index of clusters and families, 1 if they are the same."""
+    """Agreement of clusters with families: the adjusted Rand index of clusters and families, 1 if they are the same."""
     from sklearn.metrics import adjusted_rand_score
 
     prompts = sorted(clusters)
@@ -154,7 +154,7 @@ def foreground_probe(
     *,
     subject: str,
 ) -> list[Finding]:
-    """Which traits of a copied object predict that its memory survives a mitigation.
+    """Traits of a copied object that predict that its memory survives a mitigation.
 
     Args:
         traits: [n, traits] of n copied foregrounds.
@@ -192,7 +192,7 @@ def foreground_probe(
 
 
 def consistency(first: Mapping[str, Any], second: Mapping[str, Any], *, quantity: str, subject: str) -> Finding:
-    """How alike two checkpoints are, prompt by prompt: mean Jaccard index of the sets behind the prompts of both.
+    """Likeness of two checkpoints, prompt by prompt: mean Jaccard index of the sets behind the prompts of both.
 
     Args:
         first: By prompt, a set: the matched references, the neurons, or {"memorized"}.
@@ -218,7 +218,7 @@ def consistency(first: Mapping[str, Any], second: Mapping[str, Any], *, quantity
 def policy_findings(
     severities: Mapping[str, float], tags: Mapping[str, Sequence[str]], weights: Mapping[str, float]
 ) -> list[Finding]:
-    """What copies weigh under a policy: the mean severity of prompts, times the weight of what they copy.
+    """Weight of copies under a policy: the mean severity of prompts, times the weight of what they copy.
 
     Args:
         severities: By prompt, the mean severity of its images.
@@ -252,14 +252,14 @@ def policy_findings(
     return findings
 
 
-def _is_equal(before: Labels, best: Labels, other: Labels) -> bool:
-    difference = score_difference(before, best, other)
+def _is_equal(before: Labels, best: Labels, rival: Labels) -> bool:
+    difference = score_difference(before, best, rival)
     return difference.low is not None and difference.low <= 0
 
 
 def _jaccard(first: Any, second: Any) -> float:
-    one, other = set(first), set(second)
-    return len(one & other) / len(one | other) if one | other else 0.0
+    left, right = set(first), set(second)
+    return len(left & right) / len(left | right) if left | right else 0.0
 
 
 def _jaccard_by_chance(first: Mapping[str, Any], second: Mapping[str, Any], prompts: Sequence[str]) -> float:

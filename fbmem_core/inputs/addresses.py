@@ -24,7 +24,7 @@ _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 def is_url(path: str) -> bool:
-    """Whether fsspec opens it, say `s3://bucket/folder` or `hf://datasets/owner/name`."""
+    """True if fsspec opens it, say `s3://bucket/folder` or `hf://datasets/owner/name`."""
     return "://" in path
 
 
@@ -71,11 +71,11 @@ def readable_name(path: str) -> str:
 
 def local_path(path: str) -> Path:
     """The file of a readable name."""
-    found = Path(path)
-    if "\\x" in path and not found.exists():
+    file = Path(path)
+    if "\\x" in path and not file.exists():
         content = _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), os.fsencode(path))
         return Path(os.fsdecode(content))
-    return found
+    return file
 
 
 def open_stream(path: str) -> IO[bytes]:
@@ -157,7 +157,7 @@ def _parquet_column(file: str, group: int, column: str) -> Any:
 
 @lru_cache(maxsize=8)
 def _arrow_column(file: str, column: str) -> Any:
-    """Of a file of this machine nothing is copied: the system maps it."""
+    """Column of an Arrow file; a local one is not copied, the system maps it."""
     table = read_arrow(file)
     chunks = [_nested(chunk, column) for chunk in table.column(column.partition(".")[0]).chunks]
     return pa.chunked_array(chunks)

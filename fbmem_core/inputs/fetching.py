@@ -36,7 +36,7 @@ _SUFFIXES = {
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """What a download may cost.
+    """Limits of what a download may cost.
 
     Attributes:
         timeout: Seconds until a server answers, and between two pieces of an answer.
@@ -59,7 +59,7 @@ class FetchLimits:
 
 @dataclass(frozen=True)
 class Fetched:
-    """How it went with one URL: `ok` with the file's name and hash, or the reason why there is no picture."""
+    """Outcome of one URL: `ok` with the file's name and hash, or the reason why there is no picture."""
 
     url: str
     status: str
@@ -102,9 +102,9 @@ def fetch_pictures(
         InputError: The folder cannot be written.
     """
     limits = limits or FetchLimits()
-    wanted = list(dict.fromkeys(urls))
+    distinct = list(dict.fromkeys(urls))
     done = {outcome.url: outcome for outcome in _kept(folder) if not _again(outcome, folder)}
-    missing = [url for url in wanted if url not in done]
+    missing = [url for url in distinct if url not in done]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / OUTCOMES_NAME).open("a", encoding="utf-8") as log, _Client(limits) as client:
@@ -117,7 +117,7 @@ def fetch_pictures(
         raise InputError(
             "a folder that can be written", error.strerror or error, where=folder, cure="Free it."
         ) from None
-    return _without_placeholders([done[url] for url in wanted])
+    return _without_placeholders([done[url] for url in distinct])
 
 
 def _fetch_all(urls: Sequence[str], folder: Path, client: _Client, limits: FetchLimits) -> Iterator[Fetched]:
@@ -193,7 +193,7 @@ class _Client:
         raise _FailedError("too many redirects", url)
 
     def _check(self, url: str) -> None:
-        """Only http, and only public addresses: a list of URLs must not reach into the reader's network."""
+        """Refuse all but http and public addresses: a list of URLs must not reach into the reader's network."""
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
@@ -253,7 +253,7 @@ class _Client:
 
 
 def _kept(folder: Path) -> Iterator[Fetched]:
-    """What earlier calls found; a line that was cut off by a kill counts as none."""
+    """Outcomes of earlier calls; a line that was cut off by a kill counts as none."""
     file = folder / OUTCOMES_NAME
     if not file.is_file():
         return
@@ -265,7 +265,7 @@ def _kept(folder: Path) -> Iterator[Fetched]:
 
 
 def _again(outcome: Fetched, folder: Path) -> bool:
-    """Whether it is asked for once more: a passing fault, or a file that is gone."""
+    """True if the URL is to be fetched once more: after a passing fault, or for a file that is gone."""
     return outcome.status in _PASSING or (outcome.file is not None and not (folder / outcome.file).is_file())
 
 

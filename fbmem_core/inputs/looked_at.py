@@ -1,4 +1,4 @@
-"""What was seen of each picture of a reference set, kept in a file, so that unchanged ones are not decoded again."""
+"""Facts of each picture of a reference set, kept in a file, so that unchanged ones are not decoded again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TABLE = f"looked_at_{_VERSION}"
 
 @dataclass(frozen=True)
 class Looked:
-    """What a picture showed: its status, hash, size in px, and why it cannot be used."""
+    """Facts of a picture: its status, hash, size in px, and why it cannot be used."""
 
     status: str
     sha256: str | None = None
@@ -52,7 +52,7 @@ class LookedAt:
             self._connection.close()
 
     def get(self, entry: Entry) -> Looked | None:
-        """What is known of it; None: nothing, or it has changed."""
+        """Facts of a picture that are kept; None: there are none, or it has changed."""
         if self._connection is None or not entry.stamp:
             return None
         question = f"SELECT status, sha256, width, height, reason FROM {_TABLE} WHERE address = ? AND stamp = ?"

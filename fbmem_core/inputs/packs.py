@@ -91,7 +91,7 @@ PACKS = {
 
 @dataclass(frozen=True)
 class PackedPrompts:
-    """What was written: prompts in all, those with an address of a picture, and different addresses."""
+    """Counts of what was written: prompts in all, those with an address of a picture, and different addresses."""
 
     folder: Path
     num_prompts: int
@@ -102,7 +102,7 @@ class PackedPrompts:
 
 @dataclass(frozen=True)
 class Availability:
-    """How much of a pack is there: `statuses` counts references, the numbers count prompts."""
+    """Counts of how much of a pack is there: `statuses` counts references, the numbers count prompts."""
 
     statuses: dict[str, int]
     num_prompts: int

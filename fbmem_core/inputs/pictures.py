@@ -90,7 +90,7 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
 
 
 def _has_deep_colors(image: Image.Image, content: bytes) -> bool:
-    """Whether it is a colour picture of 16 bits a channel, of which Pillow keeps the upper 8."""
+    """True for a colour picture of 16 bits a channel, of which Pillow keeps the upper 8."""
     if image.mode not in ("RGB", "RGBA"):
         return False
     if image.format == "PNG":

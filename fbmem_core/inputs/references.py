@@ -78,10 +78,10 @@ def read_references(
     """
     entries = _entries(source)
     seen: dict[str, str] = {}
-    with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool, LookedAt(cache) as known:
+    with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool, LookedAt(cache) as cached:
         for start in range(0, len(entries), _BLOCK):
             block = entries[start : start + _BLOCK]
-            for reference in _look_at_all(block, pool, known):
+            for reference in _look_at_all(block, pool, cached):
                 if reference.status == "ok" and reference.sha256 is not None:
                     first = seen.setdefault(reference.sha256, reference.reference_id)
                     if first != reference.reference_id:
@@ -151,19 +151,19 @@ def _unlisted(folder: Path, entries: Sequence[Entry]) -> list[Entry]:
     """Pictures of the folder that the manifest does not name."""
     listed = {entry.address for entry in entries}
     names = {entry.name for entry in entries}
-    others = [entry for entry in find_entries(str(folder)) if entry.address not in listed]
+    unlisted = [entry for entry in find_entries(str(folder)) if entry.address not in listed]
     return [
         replace(entry, status="unlisted", reason=f"{MANIFEST_NAME} does not name it")
-        for entry in unique_names(replace(entry, name=entry.path) for entry in others)
+        for entry in unique_names(replace(entry, name=entry.path) for entry in unlisted)
         if entry.name not in names
     ]
 
 
-def _look_at_all(block: Sequence[Entry], pool: ThreadPoolExecutor, known: LookedAt) -> Iterator[ReferenceImage]:
-    facts = [known.get(entry) if entry.status == "ok" else None for entry in block]
+def _look_at_all(block: Sequence[Entry], pool: ThreadPoolExecutor, cached: LookedAt) -> Iterator[ReferenceImage]:
+    facts = [cached.get(entry) if entry.status == "ok" else None for entry in block]
     unseen = [entry for entry, fact in zip(block, facts, strict=True) if fact is None and entry.status == "ok"]
     looked = dict(zip((id(entry) for entry in unseen), pool.map(_look_at, unseen), strict=True))
-    known.keep([(entry, looked[id(entry)]) for entry in unseen])
+    cached.keep([(entry, looked[id(entry)]) for entry in unseen])
     for entry, kept in zip(block, facts, strict=True):
         fact = kept or looked.get(id(entry)) or Looked(entry.status, reason=entry.reason)
         yield ReferenceImage(

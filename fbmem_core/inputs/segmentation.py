@@ -165,8 +165,8 @@ def _open_session(model: str) -> Any:
         cure = "Give the path of its .onnx file instead."
         raise InputError("a segmenter with its file", f"`{model}`, which stands for any file", cure=cure)
     if model not in sessions_names:
-        known = ", ".join(sorted(sessions_names))
-        raise InputError(f"a rembg model ({known}) or the path of an .onnx file", f"`{model}`", cure="Choose one.")
+        models = ", ".join(sorted(sessions_names))
+        raise InputError(f"a rembg model ({models}) or the path of an .onnx file", f"`{model}`", cure="Choose one.")
     try:
         return new_session(model, sess_opts=options)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Where reference pictures lie: folders, img2dataset's tars, Parquet and Arrow tables with the pictures' bytes.
+"""Places of reference pictures: folders, img2dataset's tars, Parquet and Arrow tables with the pictures' bytes.
 
 A set may mix them, and lie on this machine or behind a URL that fsspec opens. Everything in it is an entry: also what
 cannot be a picture, with the reason, so that nothing is passed over in silence.
@@ -190,15 +190,15 @@ def _remote_files(root: str) -> Iterator[_File]:
 
     try:
         filesystem, path = fsspec.core.url_to_fs(root, use_listings_cache=False)
-        found = filesystem.find(path, detail=True)
+        files = filesystem.find(path, detail=True)
     except Exception as error:  # noqa: BLE001  each package of fsspec raises its own
         cure = "Mend the URL, its credentials, or install the package of fsspec that it needs."
         raise InputError(
             "references that can be listed", f"{type(error).__name__}: {error}", where=root, cure=cure
         ) from None
-    if not found:
+    if not files:
         raise InputError("a folder of images", "nothing", where=root, cure="Mend the URL.")
-    for name, facts in sorted(found.items()):
+    for name, facts in sorted(files.items()):
         below = name.removeprefix(path).lstrip("/") or PurePosixPath(name).name
         changed = facts.get("ETag") or facts.get("LastModified") or facts.get("mtime") or facts.get("created") or ""
         yield _File(below, filesystem.unstrip_protocol(name), f"{facts.get('size')} {changed}")
@@ -322,9 +322,9 @@ _FACTS = frozenset({*_NAME_COLUMNS, *_CAPTION_COLUMNS, *_URL_COLUMNS, "status", 
 
 def _image_column(schema: pa.Schema) -> str | None:
     """The column of pictures: bytes, or the struct of bytes and path that Hugging Face datasets keep."""
-    for wanted in _IMAGE_COLUMNS:
+    for candidate in _IMAGE_COLUMNS:
         for name in schema.names:
-            if name.lower() != wanted:
+            if name.lower() != candidate:
                 continue
             kind = schema.field(name).type
             if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
@@ -349,9 +349,9 @@ def _table_entries(file: _File, facts: pa.Table, column: str | None) -> Iterator
         values = {lowered: row[name] for lowered, name in names.items()}
         path = (row.get(outer) or {}).get("path") if outer in row else None
         name = next((str(values[n]) for n in _NAME_COLUMNS if values.get(n) not in (None, "")), None) or path
-        known = PurePosixPath(name).stem if name and PurePosixPath(name).suffix.lower() in picture_suffixes() else name
+        stem = PurePosixPath(name).stem if name and PurePosixPath(name).suffix.lower() in picture_suffixes() else name
         entry = Entry(
-            name=readable_name(known or f"{PurePosixPath(file.path).stem}-{number}"),
+            name=readable_name(stem or f"{PurePosixPath(file.path).stem}-{number}"),
             address=cell_address(file.address, number, column or ""),
             path=f"{file.path}::{number}",
             stamp=file.stamp,

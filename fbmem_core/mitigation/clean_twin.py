@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class CleanTwin(Method):
-    """Every weight of the U-Net is replaced by its twin's, for all prompts.
+    """Replace every weight of the U-Net by its twin's, for all prompts.
 
     An audit names the twin's directory in `twin`. It shares the audited model's text encoder and autoencoder. What it
     leaves is the null of every measure, and how like other mitigations' images are to its own says how close they come.

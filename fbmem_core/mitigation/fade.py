@@ -51,7 +51,7 @@ class FadeOptions(FactorOptions):
 
 
 class Fade(NeuronMethod):
-    """For each prompt the few value neurons, of all blocks, without which no seed comes to what was memorized.
+    """Switch off the few value neurons of each prompt without which no seed reaches the memorized image.
 
     x_0 is what is predicted after `num_steps` steps of guided sampling, if not said otherwise; regions are inside and
     outside the foregrounds of the prompt's own images (their mattes; no reference is needed).
@@ -88,7 +88,7 @@ class Fade(NeuronMethod):
         return union(map(self.own_neurons, members))
 
     def own_neurons(self, prompt_id: str) -> NeuronSet:
-        """Those that its own search gave."""
+        """Neurons that its own search gave."""
         searches = self.evidence.searches
         if prompt_id not in searches:
             mattes = self.evidence.mattes.get(prompt_id, {})
@@ -127,7 +127,7 @@ class _Model:
         self._num_steps = min(num_steps, evidence.num_inference_steps)
 
     def encode(self, prompt: str) -> Conditioning:
-        """Its text condition, alone."""
+        """Text condition of the prompt, alone."""
         return encode_prompts(self._evidence.pipeline, [prompt], **self._size)
 
     def clean_latents(

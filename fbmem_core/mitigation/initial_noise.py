@@ -47,16 +47,16 @@ class LatentMethod(ImageMethod):
     def loss(
         self, step: FirstStep, conditions: tuple[Conditioning, Conditioning], latents: Float[Tensor, "n c h w"]
     ) -> Float[Tensor, " n"]:
-        """What is lowered, by image; `conditions` are the empty prompt's and the prompt's."""
+        """Loss that is lowered, by image; `conditions` are the empty prompt's and the prompt's."""
         raise NotImplementedError
 
     def optimizer(self, latents: Tensor) -> torch.optim.Optimizer:
-        """Of the latents."""
+        """Optimizer of the latents."""
         raise NotImplementedError
 
     @cached_property
     def target(self) -> float:
-        """At or below which a loss is usual.
+        """Loss at or below which it is usual.
 
         Raises:
             InputError: There are fewer than 20 non-memorized prompts.
@@ -133,7 +133,7 @@ class LatentMethod(ImageMethod):
 
 
 class InitialNoise(LatentMethod):
-    """Every image's gap is lowered by AdamW on its latents until it is at or below the target."""
+    """Lower every image's gap by AdamW on its latents until it is at or below the target."""
 
     name = "initial_noise"
     options_type: ClassVar[type[Options]] = NoiseOptions

@@ -158,11 +158,11 @@ class Method(ABC):
 
     @abstractmethod
     def intervention(self, prompt_id: str) -> Intervention:
-        """For one prompt of the audit."""
+        """Intervention for one prompt of the audit."""
 
     @abstractmethod
     def everywhere(self, prompt_id: str) -> Intervention:
-        """For this prompt when the mitigation is enabled for all prompts; measures side effects."""
+        """Intervention on this prompt when the mitigation is enabled for all prompts; measures side effects."""
 
     @property
     @abstractmethod

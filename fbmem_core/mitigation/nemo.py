@@ -12,5 +12,5 @@ class Nemo(NeuronMethod):
     name = "nemo"
 
     def neurons(self, prompt_id: str) -> NeuronSet:
-        """Its refined neurons; none where it has none."""
+        """Refined neurons of the prompt; none where it has none."""
         return self.evidence.neurons.get(prompt_id, NO_NEURONS)

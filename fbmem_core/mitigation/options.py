@@ -45,13 +45,13 @@ class Options(BaseModel):
 
 
 class FactorOptions(Options):
-    """Of methods that multiply neurons: 0 switches them off, 1 changes nothing."""
+    """Options of methods that multiply neurons: 0 switches them off, 1 changes nothing."""
 
     factor: Share = 0.0
 
 
 class TargetOptions(Options):
-    """Of methods that lower a quantity of a prompt until it is usual.
+    """Options of methods that lower a quantity of a prompt until it is usual.
 
     The target is the mean and `num_stddevs` standard deviations of the quantity over the first `num_non_memorized`
     prompts that are not memorized, or `target` itself where it is given, as the papers do for one model.

@@ -47,8 +47,8 @@ class Padding(ImageMethod):
     @classmethod
     def check(cls, pipeline: DiffusionPipeline) -> None:
         """Refuse models whose prompt is more than the embedding of one CLIP."""
-        others = [name for name in ("text_encoder_2", "text_encoder_3") if getattr(pipeline, name, None) is not None]
-        if others or "CLIP" not in type(pipeline.text_encoder).__name__:
+        encoders = [name for name in ("text_encoder_2", "text_encoder_3") if getattr(pipeline, name, None) is not None]
+        if encoders or "CLIP" not in type(pipeline.text_encoder).__name__:
             cure = f"Leave out `{cls.name}`."
             raise InputError("a model with one CLIP text encoder", type(pipeline).__name__, where=cls.name, cure=cure)
 

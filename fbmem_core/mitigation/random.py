@@ -29,7 +29,7 @@ class RandomOptions(Options):
 
 
 class Random(Method):
-    """What another mitigation does, with chance in the place of its choice.
+    """Do what another mitigation does, with chance in the place of its choice.
 
     Neurons: as many of each layer, multiplied alike. Weights: as many of each row are zeroed. Embeddings and latents:
     moved as far, every token and every image for itself, in a random direction. The draw depends on the prompt's id
@@ -54,16 +54,16 @@ class Random(Method):
         return METHODS[like](self.evidence)
 
     def intervention(self, prompt_id: str) -> Intervention:
-        """As large as the other one's."""
+        """Intervention as large as the other method's."""
         return self._drawn(self.rival.intervention(prompt_id), prompt_id)
 
     def everywhere(self, prompt_id: str) -> Intervention:
-        """As large as the other one's for all prompts; one draw of neurons and weights serves every prompt."""
+        """Intervention as large as the method's for all prompts; one draw of neurons and weights serves them."""
         return self._drawn(self.rival.everywhere(prompt_id), prompt_id, is_global=True)
 
     @property
     def num_neurons(self) -> int:
-        """As many as the other one's."""
+        """Number of neurons, the other method's."""
         return self.rival.num_neurons
 
     @property
@@ -127,7 +127,7 @@ def _pruned_anywhere(weight: Tensor, changed: Tensor, generator: torch.Generator
 
 
 def _moved(own: Tensor, moved: Tensor, generator: torch.Generator) -> Tensor:
-    """Every row (last dimension) of `own` moved as far as in `moved`, in a random direction."""
+    """Move every row (last dimension) of `own` as far as in `moved`, in a random direction."""
     distance = (moved.to(own) - own).float().norm(dim=-1, keepdim=True)
     direction = torch.randn(own.shape, generator=generator).to(own.device)
     step = direction / direction.norm(dim=-1, keepdim=True) * distance

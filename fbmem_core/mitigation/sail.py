@@ -30,7 +30,7 @@ class SailOptions(TargetOptions):
 
 
 class Sail(LatentMethod):
-    """Every image's latents are moved by Adam until ||s(x + d)|| + `gaussianity` ||x|| is at or below the target."""
+    """Move every image's latents by Adam until ||s(x + d)|| + `gaussianity` ||x|| is at or below the target."""
 
     name = "sail"
     options_type: ClassVar[type[Options]] = SailOptions

@@ -1,4 +1,4 @@
-"""How an audit file names a mitigation: method, options, and the strengths or draws that make a series of it."""
+"""Mitigation as an audit file names it: method, options, and the strengths or draws that make a series of it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MitigationConfig(Section):
 
     @property
     def title(self) -> str:
-        """Its name in tables."""
+        """Name in tables."""
         return self.name or self.method.rpartition(":")[2].lower()
 
     def trials(self) -> list[TrialSpec]:
@@ -109,7 +109,7 @@ class TrialSpec:
 
     @property
     def num_clusters(self) -> int | None:
-        """In the place of the audit's, where it is given."""
+        """Number in the place of the audit's, where it is given."""
         return self.config.num_clusters
 
 

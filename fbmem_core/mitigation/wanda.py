@@ -27,7 +27,7 @@ _LAYERS = re.compile(r"(?:.*\.)?transformer_blocks\.\d+\.ff\.net\.2")
 
 
 class WandaOptions(Options):
-    """As in the authors' code by default.
+    """Options, by default as in the authors' code.
 
     `sparsity` of each row may be pruned at a step. `early` is the share of the sampling steps that are looked at, over
     `num_seeds` images of a prompt. `unit_tokens` scales each token's inputs to length 1 first. `per_step` makes a mask

@@ -77,7 +77,7 @@ class Wen(ImageMethod):
 
     @cached_property
     def target(self) -> float:
-        """At or below which a gap is usual.
+        """Gap at or below which it is usual.
 
         Raises:
             InputError: There are fewer than 20 non-memorized prompts.

@@ -97,7 +97,7 @@ def write_nemo_csv(rows: Iterable[NemoRow]) -> str:
         if writer is None:
             writer = csv.DictWriter(out, list(row.columns), delimiter=_DELIMITER)
             writer.writeheader()
-        lists = {name: str([list(some) for some in layers]) for name, layers in row.neurons.items()}
+        lists = {name: str([list(of_layer) for of_layer in layers]) for name, layers in row.neurons.items()}
         writer.writerow({**row.columns, **lists})
     return out.getvalue()
 
@@ -108,12 +108,12 @@ def nemo_row(prompt: str, initial: NeuronSet, refined: NeuronSet, layers: Sequen
     Raises:
         InputError: A set has a neuron in another layer: it would be lost.
     """
-    lost = (set(initial.indices) | set(refined.indices)) - set(layers)
-    if lost:
+    unlisted = (set(initial.indices) | set(refined.indices)) - set(layers)
+    if unlisted:
         cure = "NeMo's format has no place for other layers: write Parquet or safetensors."
-        raise InputError(f"neurons of these {len(layers)} layers alone", min(lost), where=f"`{prompt}`", cure=cure)
+        raise InputError(f"neurons of these {len(layers)} layers alone", min(unlisted), where=f"`{prompt}`", cure=cure)
     named = {INITIAL: initial, REFINED: refined}
-    lists = {name: tuple(tuple(sorted(some.at(layer))) for layer in layers) for name, some in named.items()}
+    lists = {name: tuple(tuple(sorted(neurons.at(layer))) for layer in layers) for name, neurons in named.items()}
     names = (PROMPT, "URL", INITIAL, "Initial SSIM", REFINED, "Refined SSIM")
     return NemoRow({name: columns.get(name, "") for name in names} | {PROMPT: prompt}, lists)
 
@@ -158,9 +158,9 @@ def write_neuron_sets(sets: Mapping[str, NeuronSet], path: Path, layers: Sequenc
 def write_safetensors(sets: Mapping[str, NeuronSet], path: Path) -> None:
     """Neuron sets by name (a prompt_id, a cluster) as one int64 tensor of indices for each set and layer."""
     tensors = {
-        f"{name}\t{layer}": torch.tensor(sorted(some), dtype=torch.int64)
+        f"{name}\t{layer}": torch.tensor(sorted(indices), dtype=torch.int64)
         for name, neurons in sets.items()
-        for layer, some in neurons.indices.items()
+        for layer, indices in neurons.indices.items()
     }
     # the order of the sets and the empty ones are in no tensor
     order = {name: list(neurons.indices) for name, neurons in sets.items()}
@@ -201,8 +201,8 @@ def _unknown_suffix(path: Path) -> InputError:
 
 def _parse(text: str, where: str) -> tuple[tuple[int, ...], ...]:
     try:
-        lists = tuple(tuple(some) for some in ast.literal_eval(text))
-        if any(type(index) is not int or index < 0 for some in lists for index in some):
+        lists = tuple(tuple(of_layer) for of_layer in ast.literal_eval(text))
+        if any(type(index) is not int or index < 0 for of_layer in lists for index in of_layer):
             raise ValueError
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         cure = "Take the file as NeMo's code wrote it."

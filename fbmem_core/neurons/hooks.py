@@ -17,15 +17,15 @@ from fbmem_core.neurons.layers import NeuronSet
 @contextmanager
 def record_outputs(network: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
     """Inside the `with`, the outputs of these layers are gathered: one tensor a forward pass, by layer."""
-    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    outputs_of: dict[str, list[Tensor]] = {name: [] for name in layers}
     with ExitStack() as stack:
-        for name, outputs in found.items():
+        for name, outputs in outputs_of.items():
 
             def keep(_module: nn.Module, _input: Any, output: Tensor, outputs: list[Tensor] = outputs) -> None:
                 outputs.append(output)
 
             stack.enter_context(_hooked(network, name, keep))
-        yield found
+        yield outputs_of
 
 
 @contextmanager
@@ -66,17 +66,19 @@ def deactivation_factors(
     Raises:
         InputError: The network has no such layer or no such neuron.
     """
-    found = {}
-    for layer, some in neurons.indices.items():
+    factors = {}
+    for layer, indices in neurons.indices.items():
         module = _layer(network, layer)
         size = module.out_features
-        if not 0 <= min(some) <= max(some) < size:
+        if not 0 <= min(indices) <= max(indices) < size:
             cure = "Use neurons that were found in this checkpoint."
-            raise InputError(f"neurons from 0 to {size - 1}", f"{min(some)} to {max(some)}", where=layer, cure=cure)
-        found[layer] = torch.ones(size, device=module.weight.device, dtype=module.weight.dtype)
-        rows = torch.tensor(sorted(some), device=module.weight.device)
-        found[layer].index_fill_(0, rows, factor)
-    return found
+            raise InputError(
+                f"neurons from 0 to {size - 1}", f"{min(indices)} to {max(indices)}", where=layer, cure=cure
+            )
+        factors[layer] = torch.ones(size, device=module.weight.device, dtype=module.weight.dtype)
+        rows = torch.tensor(sorted(indices), device=module.weight.device)
+        factors[layer].index_fill_(0, rows, factor)
+    return factors
 
 
 def _scaler(name: str, factor: Tensor) -> Callable[..., Tensor]:

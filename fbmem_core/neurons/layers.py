@@ -49,37 +49,37 @@ def layer_sizes(network: nn.Module, layers: Iterable[str]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class NeuronSet:
-    """Some neurons: indices by layer, layers in the order of the network. Layers without any are left out."""
+    """Set of neurons: indices by layer, layers in the order of the network. Layers without any are left out."""
 
     indices: Mapping[str, frozenset[int]]
 
     @classmethod
     def of(cls, indices: Mapping[str, Iterable[int]]) -> NeuronSet:
-        """From any indices by layer."""
-        found = {layer: frozenset(map(int, some)) for layer, some in indices.items()}
-        return cls({layer: some for layer, some in found.items() if some})
+        """Set from any indices by layer."""
+        sets = {layer: frozenset(map(int, of_layer)) for layer, of_layer in indices.items()}
+        return cls({layer: of_layer for layer, of_layer in sets.items() if of_layer})
 
     def __len__(self) -> int:
         return sum(map(len, self.indices.values()))
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         """(layer, neuron), neurons ascending."""
-        return ((layer, neuron) for layer, some in self.indices.items() for neuron in sorted(some))
+        return ((layer, neuron) for layer, of_layer in self.indices.items() for neuron in sorted(of_layer))
 
     def __contains__(self, neuron: tuple[str, int]) -> bool:
         return neuron[1] in self.indices.get(neuron[0], ())
 
-    def __or__(self, other: NeuronSet) -> NeuronSet:
-        layers = dict.fromkeys([*self.indices, *other.indices])
-        return NeuronSet.of({layer: self.at(layer) | other.at(layer) for layer in layers})
+    def __or__(self, neurons: NeuronSet) -> NeuronSet:
+        layers = dict.fromkeys([*self.indices, *neurons.indices])
+        return NeuronSet.of({layer: self.at(layer) | neurons.at(layer) for layer in layers})
 
     def at(self, layer: str) -> frozenset[int]:
         """The neurons of one layer."""
         return self.indices.get(layer, frozenset())
 
-    def replaced(self, layer: str, some: Iterable[int]) -> NeuronSet:
-        """With these neurons at a layer in the place of its own."""
-        return NeuronSet.of({**self.indices, layer: some})
+    def replaced(self, layer: str, indices: Iterable[int]) -> NeuronSet:
+        """Set with these neurons at a layer in the place of its own."""
+        return NeuronSet.of({**self.indices, layer: indices})
 
 
 NO_NEURONS = NeuronSet({})
@@ -87,15 +87,15 @@ NO_NEURONS = NeuronSet({})
 
 def named_sets(rows: Iterable[tuple[object, str, int]]) -> dict[str, NeuronSet]:
     """Neuron sets from rows (name, layer, neuron), in their order."""
-    found: dict[str, dict[str, list[int]]] = {}
+    indices_of: dict[str, dict[str, list[int]]] = {}
     for name, layer, neuron in rows:
-        found.setdefault(str(name), {}).setdefault(layer, []).append(neuron)
-    return {name: NeuronSet.of(indices) for name, indices in found.items()}
+        indices_of.setdefault(str(name), {}).setdefault(layer, []).append(neuron)
+    return {name: NeuronSet.of(indices) for name, indices in indices_of.items()}
 
 
 def union(sets: Iterable[NeuronSet]) -> NeuronSet:
     """The neurons that are in any of the sets."""
     joined = NO_NEURONS
-    for some in sets:
-        joined |= some
+    for neurons in sets:
+        joined |= neurons
     return joined

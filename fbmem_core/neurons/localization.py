@@ -122,9 +122,9 @@ def select_neurons(
 
 def _rounds(step: FirstStep, condition: Conditioning, statistics: ActivationStatistics) -> list[NeuronSet]:
     """Neurons that the search for the initial selection switches off, round by round."""
-    found = activations(step.denoiser.pipeline, statistics.layers, condition)
-    values = {layer: value[0] for layer, value in found.items()}
-    scores = {layer: z[0] for layer, z in statistics.z_scores(found).items()}
+    outputs = activations(step.denoiser.pipeline, statistics.layers, condition)
+    values = {layer: value[0] for layer, value in outputs.items()}
+    scores = {layer: z[0] for layer, z in statistics.z_scores(outputs).items()}
     num_rounds = round((MAX_Z_SCORE - MIN_Z_SCORE) / Z_SCORE_STEP) + 1
     return [
         select_neurons(scores, values, z_score=MAX_Z_SCORE - number * Z_SCORE_STEP, num_top=number)
@@ -162,9 +162,9 @@ def _refine(
     deepest_first = [layer for layer in deepest_first if neurons.at(layer)]
     for layer in deepest_first:
         if seed_margin is not None:
-            test.ask_seeds_above(neurons, threshold - seed_margin)
+            test.restrict_to_seeds_above(neurons, threshold - seed_margin)
             fewer = refine_layer(test, neurons, layer, threshold)
-            test.ask_all_seeds()
+            test.activate_all_seeds()
             if test.highest([fewer], first_layer=layer, common=neurons)[0] <= threshold:
                 neurons = fewer
                 continue
@@ -179,19 +179,19 @@ def _refine_layer(test: BlockedSimilarity, neurons: NeuronSet, layer: str, thres
     """
     candidates, are_dropped, ahead = sorted(neurons.at(layer)), True, 1
     while candidates:
-        some = candidates[: min(ahead, test.num_at_once if are_dropped else test.batch_size)]
+        block = candidates[: min(ahead, test.num_at_once if are_dropped else test.batch_size)]
         if are_dropped:
-            without = [neurons.replaced(layer, neurons.at(layer) - {*some[: at + 1]}) for at in range(len(some))]
+            without = [neurons.replaced(layer, neurons.at(layer) - {*block[: at + 1]}) for at in range(len(block))]
             num = _leading(value <= threshold for value in test.highest(without, first_layer=layer, common=neurons))
             neurons = without[num - 1] if num else neurons
             # the one that is not dropped ends it: those behind it were asked as if it were
-            num_answered = num + (num < len(some))
+            num_answered = num + (num < len(block))
         else:
-            without = [neurons.replaced(layer, neurons.at(layer) - {neuron}) for neuron in some]
+            without = [neurons.replaced(layer, neurons.at(layer) - {neuron}) for neuron in block]
             num = _leading(value > threshold for value in test.at_one_seed(without, first_layer=layer, common=neurons))
             num_answered = num
         candidates = candidates[num_answered:]
-        if num == len(some):
+        if num == len(block):
             ahead *= 2
         else:
             are_dropped, ahead = num > 0 if are_dropped else True, 1
@@ -221,7 +221,7 @@ class BlockedSimilarity:
     ) -> None:
         self.step, self.condition, self.seeds, self.differences = step, condition, seeds, differences
         self.layers, self.batch_size = tuple(layers), batch_size
-        self.ask_all_seeds()
+        self.activate_all_seeds()
         self._closest = 0  # the seed that was the most similar last
         self._recorded: tuple[str, NeuronSet, Recording] | None = None
         self._last: tuple[NeuronSet, list[float]] | None = None  # of every seed: the neurons, and what each said
@@ -229,29 +229,29 @@ class BlockedSimilarity:
     @property
     def num_at_once(self) -> int:
         """Sets whose highest similarity one pass tells."""
-        return max(1, self.batch_size // len(self._asked))
+        return max(1, self.batch_size // len(self._active_seeds))
 
-    def ask_all_seeds(self) -> None:
-        """From now on."""
-        self._asked = list(range(len(self.seeds)))
+    def activate_all_seeds(self) -> None:
+        """Evaluate all seeds from now on."""
+        self._active_seeds = list(range(len(self.seeds)))
 
-    def ask_seeds_above(self, neurons: NeuronSet, least: float) -> None:
-        """From now on only the seeds that have at least this similarity with these neurons; the highest one always."""
-        self.ask_all_seeds()
+    def restrict_to_seeds_above(self, neurons: NeuronSet, least: float) -> None:
+        """Evaluate from now on the seeds with at least this similarity with these neurons; the highest one always."""
+        self.activate_all_seeds()
         if self._last is None or self._last[0] != neurons:
             self.highest([neurons])
         assert self._last is not None
         values = self._last[1]
-        self._asked = [seed for seed, value in enumerate(values) if value >= min(least, max(values))]
+        self._active_seeds = [seed for seed, value in enumerate(values) if value >= min(least, max(values))]
 
     def highest(
         self, sets: Sequence[NeuronSet], *, first_layer: str | None = None, common: NeuronSet | None = None
     ) -> list[float]:
         """The highest similarity over all seeds that are asked, of each set."""
-        every = [(neurons, seed) for neurons in sets for seed in self._asked]
-        values = torch.tensor(self._similarities(every, first_layer, common)).view(len(sets), len(self._asked))
-        self._closest = self._asked[int(values[-1].argmax())]
-        if len(self._asked) == len(self.seeds):
+        runs = [(neurons, seed) for neurons in sets for seed in self._active_seeds]
+        values = torch.tensor(self._similarities(runs, first_layer, common)).view(len(sets), len(self._active_seeds))
+        self._closest = self._active_seeds[int(values[-1].argmax())]
+        if len(self._active_seeds) == len(self.seeds):
             self._last = sets[-1], values[-1].tolist()
         return values.amax(dim=1).tolist()
 
@@ -267,10 +267,10 @@ class BlockedSimilarity:
         return self._similarities([(neurons, self._closest) for neurons in sets], first_layer, common)
 
     def _similarities(
-        self, asked: Sequence[tuple[NeuronSet, int]], first_layer: str | None, common: NeuronSet | None
+        self, runs: Sequence[tuple[NeuronSet, int]], first_layer: str | None, common: NeuronSet | None
     ) -> list[float]:
-        blocked = self.blocked_differences(asked, first_layer=first_layer, common=common)
-        rows = torch.tensor([seed for _, seed in asked], device=self.seeds.device)
+        blocked = self.blocked_differences(runs, first_layer=first_layer, common=common)
+        rows = torch.tensor([seed for _, seed in runs], device=self.seeds.device)
         return difference_similarity(blocked, self.differences[rows]).tolist()
 
     def blocked_differences(
@@ -312,14 +312,14 @@ class BlockedSimilarity:
 
     def _factors(self, sets: Sequence[NeuronSet]) -> dict[str, Tensor]:
         """Factors by layer [len(sets), features], for `scale_neurons`."""
-        found = {}
+        factors_of = {}
         for layer in self.layers:
-            some = [neurons.at(layer) for neurons in sets]
-            if not any(some):
+            of_layer = [neurons.at(layer) for neurons in sets]
+            if not any(of_layer):
                 continue
             weight = self.step.network.get_parameter(f"{layer}.weight")
             factors = torch.ones(len(sets), weight.shape[0])  # filled here and copied to the device at once
-            for row, indices in enumerate(some):
+            for row, indices in enumerate(of_layer):
                 factors[row, sorted(indices)] = 0
-            found[layer] = factors.to(weight)
-        return found
+            factors_of[layer] = factors.to(weight)
+        return factors_of

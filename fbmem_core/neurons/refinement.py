@@ -17,7 +17,7 @@ class SimilarityTest(Protocol):
     """Answers whether noise differences without some neurons are still too similar to those with all of them."""
 
     def exceeds(self, neurons: NeuronSet, threshold: float, *, first_layer: str, common: NeuronSet) -> bool:
-        """Whether the highest similarity over the seeds, with `neurons` off, exceeds the threshold."""
+        """True if the highest similarity over the seeds, with `neurons` off, exceeds the threshold."""
         ...
 
 

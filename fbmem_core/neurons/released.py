@@ -167,7 +167,7 @@ class _ScriptTest(BlockedSimilarity):
     def highest_similarity(
         self, neurons: NeuronSet, *, first_layer: str | None = None, common: NeuronSet | None = None
     ) -> float:
-        """Of the noise differences with these neurons switched off to those without, the highest over the seeds."""
+        """Similarity of noise differences with and without these neurons switched off, the highest over the seeds."""
         pairs = [(neurons, seed) for seed in range(len(self.seeds))]
         blocked = self.blocked_differences(pairs, first_layer=first_layer, common=common)
         return script_similarity(self.differences, blocked).max().item()
@@ -192,12 +192,12 @@ class _Selection:
         self._scores = {layer: z[0].abs() for layer, z in statistics.z_scores(values).items()}
 
     def outliers(self, number: int, layer: str) -> list[int]:
-        """By index."""
+        """Neurons by index."""
         beyond = MAX_Z_SCORE - number * Z_SCORE_STEP
         return (self._scores[layer] > beyond).nonzero()[:, 0].tolist()
 
     def top(self, number: int, layer: str) -> list[int]:
-        """By activation, the highest first."""
+        """Neurons by activation, the highest first."""
         values = self._values[layer]
         return values.topk(min(number, len(values))).indices.tolist()
 

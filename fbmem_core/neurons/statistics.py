@@ -33,7 +33,7 @@ class ActivationStatistics:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """In the order of the network."""
+        """Layers in the order of the network."""
         return tuple(self.mean)
 
     def z_scores(self, activations: Mapping[str, Float[Tensor, "n features"]]) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ def activation_statistics(
 
 @dataclass(frozen=True)
 class SimilarityThreshold:
-    """From which similarity of noise differences on a prompt counts as memorized.
+    """Threshold of the similarity of noise differences, from which on a prompt counts as memorized.
 
     `value` is `mean` + `num_stddevs` * `stddev` of each prompt's highest pairwise similarity; `pairs_value` is NeMo's,
     mean + 1 standard deviation over all pairs.
@@ -124,14 +124,14 @@ def calibrate_threshold(
         highest.append(of_prompt.max())
         pairs.append(of_prompt)
     check_number(len(highest))
-    each, every = torch.stack(highest).double(), torch.cat(pairs).double()
-    mean, stddev = each.mean().item(), each.std().item()
-    pairs_value = (every.mean() + every.std()).item()
+    highest_values, pair_values = torch.stack(highest).double(), torch.cat(pairs).double()
+    mean, stddev = highest_values.mean().item(), highest_values.std().item()
+    pairs_value = (pair_values.mean() + pair_values.std()).item()
     return SimilarityThreshold(mean + num_stddevs * stddev, mean, stddev, pairs_value, len(highest))
 
 
 def _noise_differences(step: FirstStep, condition: Conditioning) -> Tensor:
-    """Of every seed, in as many passes as the device's memory asks for."""
+    """Noise differences of every seed, in as many passes as the device's memory asks for."""
     device = step.latents.device
     batches = step.denoiser.batches("noise differences", len(step.latents))
     parts = batches.run(

@@ -43,10 +43,10 @@ def write_mitigated_checkpoint(
         changed: dict[str, float] = {}
         for file in files:
             changed |= _scale_rows(file, partial / network / file.name, neurons, factor)
-        lost = [layer for layer in neurons.indices if f"{layer}.weight" not in changed]
-        if lost:
+        unscaled = [layer for layer in neurons.indices if f"{layer}.weight" not in changed]
+        if unscaled:
             cure = "Use neurons that were found in this checkpoint."
-            raise InputError(f"a tensor `{lost[0]}.weight`", "none", where=directory / network, cure=cure)
+            raise InputError(f"a tensor `{unscaled[0]}.weight`", "none", where=directory / network, cure=cure)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -58,11 +58,11 @@ def _scale_rows(source: Path, target: Path, neurons: NeuronSet, factor: float) -
     with safe_open(source, framework="pt") as file:
         metadata = file.metadata()
     changed = {}
-    for layer, some in neurons.indices.items():
+    for layer, indices in neurons.indices.items():
         for name in (f"{layer}.weight", f"{layer}.bias"):
             if name not in tensors:
                 continue
-            tensor, rows = tensors[name], sorted(some)
+            tensor, rows = tensors[name], sorted(indices)
             if rows[-1] >= len(tensor):
                 cure = "Use neurons that were found in this checkpoint."
                 raise InputError(f"neurons below {len(tensor)}", rows[-1], where=f"{source}, {name}", cure=cure)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Look:
-    """How a label is shown. `marker` is matplotlib's, `hatch` too; `meaning` is for people."""
+    """Look of a label. `marker` is matplotlib's, `hatch` too; `meaning` is for people."""
 
     color: str
     marker: str

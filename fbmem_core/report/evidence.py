@@ -1,4 +1,4 @@
-"""What a report says: every number of it, read from the store, before any page is drawn."""
+"""Contents of a report: every number of it, read from the store, before any page is drawn."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def gather(store: Store, checkpoint: str, *, compare: str | None = None, mitigat
 
 
 def headline(prompts: Sequence[Row], counts: dict[str, int], audit: Row) -> Row:
-    """What was found, in one sentence with its intervals, and what it cannot say in another.
+    """Findings in one sentence with its intervals, and what it cannot say in another.
 
     Args:
         prompts: Rows of `prompt_findings`.
@@ -188,7 +188,7 @@ def headline(prompts: Sequence[Row], counts: dict[str, int], audit: Row) -> Row:
 
 
 def limits(audit: Row) -> str:
-    """What NM does not mean, in one sentence."""
+    """Limits of the label NM, in one sentence."""
     alignment = json.loads(audit["settings"]).get("similarity", {}).get("alignment")
     searched = {
         None: "copies that are mirrored, cropped, shifted or turned are not searched",
@@ -228,7 +228,7 @@ def _images(db: duckdb.DuckDBPyConnection, checkpoint: str, prompt_ids: list[str
 
 
 def _runners_up(db: duckdb.DuckDBPyConnection, checkpoint: str, prompt_ids: list[str]) -> list[Row]:
-    """For each image the reference that comes next, by the region that the finding names."""
+    """References that come next, one for each image, by the region that the finding names."""
     return _rows(
         db,
         """
@@ -249,18 +249,20 @@ def _best(row: Row, images: dict[str, list[Row]]) -> Row:
 
 
 def _similarities(db: duckdb.DuckDBPyConnection, checkpoint: str) -> dict[str, list[float]]:
-    """For each label the number of images in each of twenty bins of similarity from 0 to 1."""
+    """Numbers of images by label, in each of twenty bins of similarity from 0 to 1."""
     sql = (
         "SELECT coalesce(label, 'undecided'), similarity FROM findings WHERE checkpoint = ? AND similarity IS NOT NULL"
     )
     values: dict[str, list[float]] = {}
     for label, similarity in db.execute(sql, [checkpoint]).fetchall():
         values.setdefault(label, []).append(similarity)
-    return {label: np.histogram(some, bins=20, range=(0, 1))[0].tolist() for label, some in values.items()}
+    return {
+        label: np.histogram(similarities, bins=20, range=(0, 1))[0].tolist() for label, similarities in values.items()
+    }
 
 
 def _thresholds(db: duckdb.DuckDBPyConnection, checkpoint: str, audit: Row) -> list[Row]:
-    """How many images had a copied region if tau were another one: the whole, the foreground or the background."""
+    """Numbers of images with a copied region at other values of tau: the whole, the foreground or the background."""
     sql = """
         SELECT count(*) FILTER (full_similarity >= $tau) AS whole,
           count(*) FILTER (foreground_similarity >= $tau AND foreground_fraction > $beta) AS foreground,
@@ -297,7 +299,7 @@ def _attacks(db: duckdb.DuckDBPyConnection, checkpoint: str) -> list[Row]:
 
 
 def _changes(db: duckdb.DuckDBPyConnection, checkpoint: str, compare: str | None) -> Row:
-    """Which prompts changed, against the checkpoint before it, or another one by the same prompts' texts."""
+    """Prompts that changed, against the checkpoint before it, or another one by the same prompts' texts."""
     if compare is None:
         rows = _rows(db, "SELECT * FROM audit_diff WHERE checkpoint = ? AND change <> 'same'", checkpoint)
         rates = _rows(db, "SELECT * FROM memorization_rates WHERE checkpoint = ? AND previous IS NOT NULL", checkpoint)

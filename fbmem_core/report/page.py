@@ -199,8 +199,8 @@ def _first_image(store: Store, checkpoint: str, prompt: str, panels: Panels) -> 
     prompts = store.read("prompts", checkpoint)
     ids = prompts.filter(prompts["prompt"] == prompt)["prompt_id"].to_list()
     images = store.read("generations", checkpoint, shard="none")
-    found = images.filter(images["prompt_id"].is_in(ids))
-    return panels.generation({"path": found["path"][0]}, side=THUMBNAIL) if len(found) else None
+    matching = images.filter(images["prompt_id"].is_in(ids))
+    return panels.generation({"path": matching["path"][0]}, side=THUMBNAIL) if len(matching) else None
 
 
 def _bars(counts: dict[str, int]) -> list[dict[str, Any]]:
@@ -241,7 +241,7 @@ def _histogram(evidence: Evidence) -> dict[str, Any]:
 
 
 def _settings(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every setting with its default; those of an audit that have none always differ."""
+    """Settings with their defaults; those of an audit that have none always differ."""
     from fbmem_core.audit.config import Audit
 
     defaults: dict[str, Any] = {}
@@ -256,13 +256,13 @@ def _settings(settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict) and value:
-            found |= _flat(value, f"{prefix}{name}.")
+            flat |= _flat(value, f"{prefix}{name}.")
         else:
-            found[prefix + name] = value
-    return found
+            flat[prefix + name] = value
+    return flat
 
 
 def _csv(evidence: Evidence) -> str:

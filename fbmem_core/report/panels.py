@@ -52,18 +52,18 @@ class Panels:
         return self._cut(_reference(row["reference_path"]), self._reference_masks.get(row["reference_id"]))
 
     def difference(self, row: dict[str, Any]) -> str | None:
-        """Where image and reference differ: dark where they are alike, bright where they are not."""
+        """Map of the difference between image and reference: dark where they are alike, bright where they are not."""
         images = [self._open(row["path"]), _reference(row["reference_path"])]
         if images[0] is None or images[1] is None:
             return None
-        one, other = (
+        generated, reference = (
             np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS), dtype=np.float32)
             for image in images
             if image is not None
         )
         from matplotlib import colormaps
 
-        values = np.abs(one - other).mean(axis=2) / 255
+        values = np.abs(generated - reference).mean(axis=2) / 255
         colored = colormaps["inferno"](np.clip(values * 2, 0, 1))[..., :3]
         return self._uri(Image.fromarray((colored * 255).astype(np.uint8)), SIDE)
 

@@ -80,9 +80,9 @@ def line_plot(
     figure, axes = _new(width=4.8, height=3.8)
     for number, (name, (x, y)) in enumerate(series.items()):
         values = [np.nan if value is None else value for value in y]
-        known = LOOKS.get(name)
-        marker = known.marker if known is not None else _MARKERS[number % len(_MARKERS)]
-        color = known.color if known is not None and known.color != "#FFFFFF" else f"C{number}"
+        look_of_label = LOOKS.get(name)
+        marker = look_of_label.marker if look_of_label is not None else _MARKERS[number % len(_MARKERS)]
+        color = look_of_label.color if look_of_label is not None and look_of_label.color != "#FFFFFF" else f"C{number}"
         look: dict[str, Any] = {"marker": marker, "color": color} if "o" in style else {"color": color}
         axes.plot(x, values, style.replace("o", "") or "none", label=name, alpha=0.8, **look)
         low, high = (intervals or {}).get(name, (None, None))
@@ -101,10 +101,10 @@ def line_plot(
 
 def _face(part: str, is_last: bool) -> dict[str, Any]:
     """The color of a label, and the hatching of what is undecided; of other parts the last is pale."""
-    known = LOOKS.get(part)
-    if known is None:
+    look = LOOKS.get(part)
+    if look is None:
         return {"color": "#dddddd" if is_last else None}
-    return {"color": known.color, "edgecolor": "#1a1a1a", "hatch": known.hatch or None}
+    return {"color": look.color, "edgecolor": "#1a1a1a", "hatch": look.hatch or None}
 
 
 def _new(*, width: float, height: float) -> tuple[Figure, Axes]:

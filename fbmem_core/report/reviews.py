@@ -1,4 +1,4 @@
-"""What people say of findings: a verdict each, kept beside the computed labels and never in their place."""
+"""Reviews of findings by people: a verdict each, kept beside the computed labels and never in their place."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def read_reviews(store: Store, checkpoint: str, path: Path) -> int:
         cure = "Add the columns prompt_id, reviewer and verdict to findings.csv."
         raise InputError(f"a column `{missing[0]}`", "none", where=path, cure=cure)
     given = [row for row in rows if (row["verdict"] or "").strip()]
-    known = set(store.read("prompts", checkpoint)["prompt_id"])
+    prompt_ids = set(store.read("prompts", checkpoint)["prompt_id"])
     for number, row in enumerate(given, start=1):
         if (
             row["verdict"].strip() not in VERDICTS
-            or row["prompt_id"] not in known
+            or row["prompt_id"] not in prompt_ids
             or not (row["reviewer"] or "").strip()
         ):
             got = f"`{row['verdict']}` of `{row['reviewer']}` for `{row['prompt_id']}`"
@@ -85,7 +85,7 @@ def read_reviews(store: Store, checkpoint: str, path: Path) -> int:
 
 
 def summary_of_reviews(reviews: Sequence[Mapping[str, Any]], num_findings: int) -> str:
-    """How many findings were reviewed and how, in one sentence.
+    """Number of reviewed findings, and their verdicts, in one sentence.
 
     >>> summary_of_reviews([], 3)
     '0 of 3 findings are reviewed'
@@ -105,11 +105,11 @@ def agreement_of_reviewers(reviews: Iterable[Mapping[str, Any]]) -> list[dict[st
     for row in reviews:
         by_reviewer.setdefault(row["reviewer"], {})[row["prompt_id"]] = row["verdict"]
     rows = []
-    for one, other in combinations(sorted(by_reviewer), 2):
-        both = sorted(by_reviewer[one].keys() & by_reviewer[other].keys())
-        verdicts = [[by_reviewer[name][prompt_id] for prompt_id in both] for name in (one, other)]
-        kinds = {verdict for some in verdicts for verdict in some}
+    for first, second in combinations(sorted(by_reviewer), 2):
+        both = sorted(by_reviewer[first].keys() & by_reviewer[second].keys())
+        verdicts = [[by_reviewer[name][prompt_id] for prompt_id in both] for name in (first, second)]
+        kinds = {verdict for of_reviewer in verdicts for verdict in of_reviewer}
         kappa = float(cohen_kappa_score(*verdicts)) if len(kinds) > 1 else None
         same = sum(a == b for a, b in zip(*verdicts, strict=True))
-        rows.append({"one": one, "other": other, "num_findings": len(both), "num_same": same, "kappa": kappa})
+        rows.append({"one": first, "other": second, "num_findings": len(both), "num_same": same, "kappa": kappa})
     return rows

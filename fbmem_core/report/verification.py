@@ -1,4 +1,4 @@
-"""Whether an audit still is what it was: hashes of every file, settings, labels and similarities computed again."""
+"""Verification that an audit is what it was: hashes of all files, settings, labels and similarities computed again."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def verify_store(
 
 
 def verify_manifest(store: Store, manifest: Path) -> Iterator[Difference]:
-    """Every file of a manifest that is gone or has another SHA-256; those of the report lie beside the manifest."""
+    """Files of a manifest, each that is gone or has another SHA-256; those of the report lie beside the manifest."""
     content = read_manifest(manifest)
     files = [(name, store.root / name, digest) for name, digest in content["files"].items()]
     files += [(name, manifest.parent / name, digest) for name, digest in content["report"].items()]
@@ -246,7 +246,7 @@ def _id(row: dict[str, Any]) -> str:
     return f"{row['method']}/{row['prompt_id']}/{row['seed']}"
 
 
-def _same(one: Any, other: Any, tolerance: float = 1e-9) -> bool:
-    if isinstance(one, float) and isinstance(other, float):
-        return abs(one - other) <= tolerance
-    return bool(one == other)
+def _same(before: Any, after: Any, tolerance: float = 1e-9) -> bool:
+    if isinstance(before, float) and isinstance(after, float):
+        return abs(before - after) <= tolerance
+    return bool(before == after)

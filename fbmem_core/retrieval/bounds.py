@@ -46,7 +46,7 @@ class _Table:
         return (self._next < 0) | self._state.value.isnan()
 
     def values(self, rows: Tensor | int, columns: Tensor | int) -> Tensor:
-        """What `bound` gives, of a few pairs."""
+        """Values of `bound` for a few pairs."""
         return self._state.of(rows, columns).value.nan_to_num(-1.0)
 
     def advance(self, pairs: Tensor, *, to_scale: int = 0) -> None:
@@ -125,8 +125,8 @@ class _Objects:
             (self._shape[0], len(self._of_columns)), device,
         )  # fmt: skip
         counts = [
-            torch.bincount(of, minlength=num)
-            for of, num in zip((self._of_rows, self._of_columns), self._shape, strict=True)
+            torch.bincount(image_of_object, minlength=num)
+            for image_of_object, num in zip((self._of_rows, self._of_columns), self._shape, strict=True)
         ]
         self.absent = (counts[0][:, None] == 0) & (counts[1] == 0)  # [g, n]: neither image has an object
 
@@ -153,7 +153,7 @@ class _Objects:
         self.theirs.advance(theirs & ~self.theirs.exact, to_scale=to_scale)
 
     def of_pair(self, row: int, column: int) -> ObjectSimilarities:
-        """Of a pair whose objects are all exact, each object's similarity."""
+        """Similarity of each object of a pair whose objects are all exact."""
         own, theirs = (self._of_rows == row).nonzero()[:, 0], (self._of_columns == column).nonzero()[:, 0]
         return ObjectSimilarities(own, self.own.values(own, column), theirs, self.theirs.values(row, theirs))
 
@@ -164,7 +164,7 @@ class _Objects:
 
 
 class PairBounds:
-    """Of each pair of some generations [g] and all references [n], by region."""
+    """Bounds of every pair of a block of generations [g] and all references [n], by region."""
 
     def __init__(self, generations: Planes, references: Planes) -> None:
         if generations.images.size != references.images.size:
@@ -204,7 +204,7 @@ class PairBounds:
             return self.exact("foreground") & self.exact("background")
         return self._parts[region].exact
 
-    def known(self, region: str) -> Tensor:
+    def exact_values(self, region: str) -> Tensor:
         """[g, n]: the similarity where it is exact, else -1."""
         return self.bound(region).masked_fill(~self.exact(region), -1.0)
 

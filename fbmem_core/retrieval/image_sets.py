@@ -49,7 +49,7 @@ class ImageSet:
         return int(self.images.shape[1])
 
     def view(self, row: int) -> str:
-        """Which view of its image a row is."""
+        """View of its image that a row is."""
         return self.views[row] if self.views else WHOLE
 
     def select(self, rows: Sequence[int]) -> ImageSet:

@@ -97,24 +97,24 @@ def score_folders(
     maker = _MatteMaker(segmenter)
     with tempfile.TemporaryDirectory(prefix="fbmem-") as scratch:
         mattes = Path(scratch) / "mattes"
-        found = _items(references, theirs.usable, reference_masks, maker, mattes / "references", report)
-        folder = Path(scratch) / "references" if 4 * size**2 * len(found) > _IN_MEMORY_BYTES else None
+        reference_items = _items(references, theirs.usable, reference_masks, maker, mattes / "references", report)
+        folder = Path(scratch) / "references" if 4 * size**2 * len(reference_items) > _IN_MEMORY_BYTES else None
         images = load_image_set(
-            found,
+            reference_items,
             size=size,
             crops=True,
             folder=folder,
-            report=lambda done: report("reading references", done, len(found)),
+            report=lambda done: report("reading references", done, len(reference_items)),
         )
         planes = Planes(images, masking, device=device)
         moved = MovedCopies(images, alignment)
-        asked = _items(generated, ours.usable, generated_masks, maker, mattes / "generated", report)
+        generated_items = _items(generated, ours.usable, generated_masks, maker, mattes / "generated", report)
         described = {} if network is None else region_descriptors(images, network)
         by_sscd: list[dict[str, Any]] = []
         labels: list[dict[str, Any]] = []
         neighbors: list[dict[str, Any]] = []
-        for first in range(0, len(asked), _BLOCK):
-            block = load_image_set(asked[first : first + _BLOCK], size=size)
+        for first in range(0, len(generated_items), _BLOCK):
+            block = load_image_set(generated_items[first : first + _BLOCK], size=size)
             fractions = _fractions(block)
             for name, nearest, similarities in search(block, planes, settings, moved=moved):
                 neighbors += _neighbor_rows(name, nearest)
@@ -125,7 +125,7 @@ def score_folders(
                 labels.append({"generation": name, **row, "searched": SEARCHED[alignment]})
             if network is not None:
                 by_sscd += _nearest_by_sscd(network, block, described, images.ids)
-            report("comparing", min(first + _BLOCK, len(asked)), len(asked))
+            report("comparing", min(first + _BLOCK, len(generated_items)), len(generated_items))
     rejected = [
         {"folder": str(folder), "item": entry.path, "reason": entry.reason}
         for folder, entries in ((generated, ours.rejected), (references, theirs.rejected))
@@ -200,10 +200,10 @@ def _masks_of(entries: tuple[ReferenceImage, ...], masks: Path) -> dict[str, Pat
     paths = {}
     for entry in entries:
         path = _mask_of(entry, masks)
-        other = images_of.setdefault(path, entry)
-        if other is not entry:
-            cure = f"Name them {Path(other.path).name}.png and {Path(entry.path).name}.png."
-            got = f"{path.name} for both {other.path} and {entry.path}"
+        first = images_of.setdefault(path, entry)
+        if first is not entry:
+            cure = f"Name them {Path(first.path).name}.png and {Path(entry.path).name}.png."
+            got = f"{path.name} for both {first.path} and {entry.path}"
             raise InputError("a mask for each image", got, where=masks, cure=cure)
         paths[entry.reference_id] = path
     return paths

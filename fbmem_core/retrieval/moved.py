@@ -96,17 +96,17 @@ class MovedCopies:
         return candidates
 
     def _by_keypoints(self, image: np.ndarray) -> list[_Candidate]:
-        found = keypoints(image)
+        own = keypoints(image)
         return [
             _Candidate(row, transform)
             for row, sides in enumerate(self._keypoints)
             for mirrored, reference in enumerate(sides)
-            for transform in agreeing(found, reference, mirrored=bool(mirrored))
+            for transform in agreeing(own, reference, mirrored=bool(mirrored))
         ]
 
 
 def _correlated(generations: list[np.ndarray], references: dict[float, torch.Tensor]) -> list[list[_Candidate]]:
-    """For each picture the few references, small and grey by scale, that correlate most with its middle, shifted."""
+    """Candidates of each picture: the few references, small and grey, that correlate most with its middle, shifted."""
     small = torch.from_numpy(np.stack([_small(picture, 1.0) for picture in generations]))
     middle = _unit(small[:, _REACH:-_REACH, _REACH:-_REACH].flatten(1))
     best: list[list[tuple[float, _Candidate]]] = [[] for _ in generations]
@@ -171,7 +171,7 @@ def pair_after(
     shows_background = of_background.sum() >= 0.5 * clear_x.sum()
     facts: dict[str, Any] = {}
     common: list[float] = []
-    for name, alpha, other in (("object", alpha_x, alpha_y), ("reference_object", alpha_y, alpha_x)):
+    for name, alpha, opposite in (("object", alpha_x, alpha_y), ("reference_object", alpha_y, alpha_x)):
         numbers = objects(alpha)
         places = [numbers == number for number in range(1, int(numbers.max()) + 1)]
         values = [
@@ -181,7 +181,7 @@ def pair_after(
         facts[f"{name}_areas"] = tuple(float(place.mean()) for place in places)
         facts[f"{name}_similarities"] = tuple(values)
         both = zip(places, values, strict=True)
-        common += [v for place, v in both if v is not None and (other[place] >= _COVERED).mean() >= 0.5]
+        common += [v for place, v in both if v is not None and (opposite[place] >= _COVERED).mean() >= 0.5]
     of_objects = [v for name in ("object", "reference_object") for v in facts[f"{name}_similarities"] if v is not None]
     return PairSimilarity(
         references.ids[column],
@@ -195,7 +195,7 @@ def pair_after(
 
 
 def _is_inside(place: np.ndarray, covered: np.ndarray) -> bool:
-    """Whether an object lies where something of the reference is shown; what it is not shown of is not copied."""
+    """True if an object lies where something of the reference is shown; what it is not shown of is not copied."""
     return bool(covered[place].mean() >= _MIN_INSIDE)
 
 
@@ -220,7 +220,7 @@ def _similar(
 
 
 def _best(pairs: list[PairSimilarity]) -> list[PairSimilarity]:
-    """Of each reference the transforms after which a region is the most similar."""
+    """Pairs by reference: those of the transforms after which a region is the most similar."""
     chosen = []
     for name in dict.fromkeys(pair.reference_id for pair in pairs):
         of_reference = [pair for pair in pairs if pair.reference_id == name]

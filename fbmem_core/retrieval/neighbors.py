@@ -77,10 +77,10 @@ def nearest_references(
     Raises:
         InputError: The sizes of the sets differ, or the floor is above `tau`.
     """
-    asked = _Asked(floor, top_k, tau)
+    query = _Query(floor, top_k, tau)
     for table in _tables(generations, _planes(references, masking, device)):
-        found = _search(table, asked, candidates)
-        yield from zip(table.generations.images.ids, found, strict=True)
+        neighbors = _search(table, query, candidates)
+        yield from zip(table.generations.images.ids, neighbors, strict=True)
 
 
 def nearest_pairs(
@@ -101,14 +101,14 @@ def nearest_pairs(
     Yields:
         (generation id, its neighbors, its pairs in the order of the references), in the order of the generations.
     """
-    asked = _Asked(floor, top_k, tau)
+    query = _Query(floor, top_k, tau)
     for table in _tables(generations, _planes(references, masking, device)):
-        listed = list(_search(table, asked, candidates))
+        listed = list(_search(table, query, candidates))
         names = table.generations.images.ids
         chosen = _mask(table, ((name, n.reference_id) for name, row in zip(names, listed, strict=True) for n in row))
         pairs = list(_pairs(table, chosen))
         # a pair that is listed for one region may be nearer by another than what looked nearest there
-        yield from zip(names, _neighbors(table, asked), pairs, strict=True)
+        yield from zip(names, _neighbors(table, query), pairs, strict=True)
 
 
 def pair_similarities(
@@ -124,13 +124,13 @@ def pair_similarities(
     Yields:
         (generation id, its pairs in the order of the references), in the order of the generations.
     """
-    wanted = None if pairs is None else list(pairs)
+    chosen = None if pairs is None else list(pairs)
     for table in _tables(generations, _planes(references, masking, device)):
-        yield from zip(table.generations.images.ids, _pairs(table, _mask(table, wanted)), strict=True)
+        yield from zip(table.generations.images.ids, _pairs(table, _mask(table, chosen)), strict=True)
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Query:
     """Arguments of `nearest_references`."""
 
     floor: float
@@ -158,59 +158,59 @@ def _tables(generations: ImageSet, references: Planes) -> Iterator[PairBounds]:
 
 
 def _search(
-    table: PairBounds, asked: _Asked, candidates: Mapping[str, Sequence[str]] | None
+    table: PairBounds, query: _Query, candidates: Mapping[str, Sequence[str]] | None
 ) -> Iterator[list[Neighbor]]:
     """Make every pair exact that `nearest_references` promises, and list them row by row."""
     if candidates is not None:
         table.restrict(candidates)
-    floor, shape = asked.floor, (table.shape[0], 1)
+    floor, shape = query.floor, (table.shape[0], 1)
     least = {region: torch.full(shape, floor, device=table.device) for region in REGIONS}
     for scale in reversed(range(COARSEST + 1)):
         if floor == 0 and scale < COARSEST - 1:
             for region in REGIONS:
-                least[region] = _kth_best(table, region, asked.top_k).clamp(max=asked.tau)
+                least[region] = _kth_best(table, region, query.top_k).clamp(max=query.tau)
         table.descend(least, scale)
-    if floor > 0 and asked.top_k > 0:
+    if floor > 0 and query.top_k > 0:
         for region in REGIONS:
             _resolve_nearest(table, region, floor)
-    copied = _copied(table, asked.tau)
+    copied = _copied(table, query.tau)
     if bool(copied.any()):
         table.resolve("average", copied)
-        best = table.known("average").amax(dim=1, keepdim=True).clamp_min(0.0)
-        only = {"average": torch.where(copied.any(dim=1, keepdim=True), best, 2.0)}
+        best = table.exact_values("average").amax(dim=1, keepdim=True).clamp_min(0.0)
+        least_average = {"average": torch.where(copied.any(dim=1, keepdim=True), best, 2.0)}
         for scale in reversed(range(COARSEST + 1)):
-            table.descend(only, scale)
-    return _neighbors(table, asked)
+            table.descend(least_average, scale)
+    return _neighbors(table, query)
 
 
-def _neighbors(table: PairBounds, asked: _Asked) -> Iterator[list[Neighbor]]:
-    copied = _copied(table, asked.tau).any(dim=1)
+def _neighbors(table: PairBounds, query: _Query) -> Iterator[list[Neighbor]]:
+    copied = _copied(table, query.tau).any(dim=1)
     facts = []
     for region in REGIONS:
-        known = table.known(region)
-        least = torch.full((table.shape[0],), asked.top_k if asked.floor == 0 else min(asked.top_k, 1))
+        exact = table.exact_values(region)
+        least = torch.full((table.shape[0],), query.top_k if query.floor == 0 else min(query.top_k, 1))
         if region == "average":
             least = torch.maximum(least, copied.cpu().to(least.dtype))
         # rounded, so that equal references keep their order whatever batch they were compared in
-        columns = known.div(_SAME).round().argsort(dim=1, descending=True, stable=True)
-        facts.append((region, least.tolist(), known.gather(1, columns), columns, _unknown(table, region)))
+        columns = exact.div(_SAME).round().argsort(dim=1, descending=True, stable=True)
+        facts.append((region, least.tolist(), exact.gather(1, columns), columns, _unknown(table, region)))
     for row in range(table.shape[0]):
         neighbors = []
         for region, least_of_rows, similarities, columns, hidden in facts:
             ranked = zip(similarities[row].tolist(), columns[row].tolist(), strict=True)
-            for rank, (value, column) in enumerate(_distinct(table, ranked, least_of_rows[row], asked), start=1):
+            for rank, (value, column) in enumerate(_distinct(table, ranked, least_of_rows[row], query), start=1):
                 name, view = table.references.images.ids[column], table.references.images.view(column)
                 neighbors.append(Neighbor(region, rank, name, value, value >= hidden[row], view))
         yield neighbors
 
 
 def _distinct(
-    table: PairBounds, ranked: Iterable[tuple[float, int]], least: int, asked: _Asked
+    table: PairBounds, ranked: Iterable[tuple[float, int]], least: int, query: _Query
 ) -> Iterator[tuple[float, int]]:
     """The first view of each reference that is similar enough, or among the first `least` references."""
     seen: set[str] = set()
     for value, column in ranked:
-        if value < 0 or (value < (asked.floor or asked.tau) and len(seen) >= least):
+        if value < 0 or (value < (query.floor or query.tau) and len(seen) >= least):
             return
         name = table.references.images.ids[column]
         if name not in seen:
@@ -260,17 +260,17 @@ def _pairs(table: PairBounds, chosen: Tensor) -> Iterator[list[PairSimilarity]]:
 
 
 def _object_facts(table: PairBounds, row: int, column: int) -> dict[str, Any]:
-    """What `PairSimilarity` says of the objects of a pair."""
+    """Facts about the objects of a pair, as fields of `PairSimilarity`."""
     if table.objects is None or table.bound("foreground")[row, column] < 0:
         return {}
     pair = table.objects.of_pair(row, column)
     common: list[float] = [-1.0]
     facts: dict[str, Any] = {}
-    for side, objects, values, other, at, name in (
+    for side, objects, values, opposite, at, name in (
         (table.generations, pair.own, pair.own_values, table.references, column, "object"),
         (table.references, pair.theirs, pair.their_values, table.generations, row, "reference_object"),
     ):
-        foreground, places = other.images.alphas[at] >= 128, side.places(objects.cpu())
+        foreground, places = opposite.images.alphas[at] >= 128, side.places(objects.cpu())
         facts[f"{name}_areas"] = tuple(float(place.mean()) for place in places)
         facts[f"{name}_similarities"] = tuple(_defined(value) for value in values.tolist())
         common += [v for place, v in zip(places, values.tolist(), strict=True) if foreground[place].mean() >= _COMMON]
@@ -279,7 +279,7 @@ def _object_facts(table: PairBounds, row: int, column: int) -> dict[str, Any]:
 
 def _copied(table: PairBounds, tau: float) -> Tensor:
     """[g, n]: whose foreground or background is a copy."""
-    return torch.maximum(*(table.known(part) for part in PARTS[1:])) >= tau
+    return torch.maximum(*(table.exact_values(part) for part in PARTS[1:])) >= tau
 
 
 def _kth_best(table: PairBounds, region: str, top_k: int) -> Tensor:
@@ -291,7 +291,7 @@ def _kth_best(table: PairBounds, region: str, top_k: int) -> Tensor:
     bound = table.bound(region)
     promising = torch.zeros_like(bound, dtype=torch.bool).scatter_(1, bound.topk(k, dim=1).indices, True)
     table.resolve(region, promising & (bound >= 0))
-    return table.known(region).topk(k, dim=1).values[:, -1:].clamp_min(0.0)
+    return table.exact_values(region).topk(k, dim=1).values[:, -1:].clamp_min(0.0)
 
 
 def _resolve_nearest(table: PairBounds, region: str, floor: float) -> None:
@@ -299,7 +299,7 @@ def _resolve_nearest(table: PairBounds, region: str, floor: float) -> None:
         return
     bound = table.bound(region)
     value, column = bound.max(dim=1, keepdim=True)
-    nothing = (table.known(region).amax(dim=1, keepdim=True) < floor) & (value >= 0)
+    nothing = (table.exact_values(region).amax(dim=1, keepdim=True) < floor) & (value >= 0)
     table.resolve(region, torch.zeros_like(bound, dtype=torch.bool).scatter_(1, column, nothing))
 
 

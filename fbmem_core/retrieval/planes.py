@@ -25,7 +25,7 @@ OBJECT, EVERYWHERE = "object", "everywhere"
 
 
 class Planes:
-    """What the measures of one masking compare, of one image set, at every scale (0 = finest).
+    """Planes of one image set that the measures of one masking compare, at every scale (0 = finest).
 
     Coarse scales, which every pair needs, are computed once and kept: beside the set's arrays if these are on disk.
     `image_of_object` [U] is the row of each object of the set's mattes, `number_of_object` [U] its number there.

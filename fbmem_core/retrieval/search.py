@@ -22,7 +22,7 @@ def search(
     moved: MovedCopies | None = None,
     candidates: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[tuple[str, list[Neighbor], list[PairSimilarity]]]:
-    """What `nearest_pairs` gives, with the pairs that are compared after a transform, and ranked with them.
+    """Neighbors and pairs of `nearest_pairs`, with the pairs compared after a transform, which are ranked with them.
 
     A generation that is a whole copy in place is not looked for elsewhere.
     """

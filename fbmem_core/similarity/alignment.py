@@ -25,7 +25,7 @@ _MAX_SCALE = 4.0
 
 @dataclass(frozen=True)
 class Transform:
-    """How a reference was moved: from a generation's pixel to the reference's.
+    """Movement of a reference: from a generation's pixel to the reference's.
 
     `matrix` [2, 3] maps generation coordinates (x, y, 1), in units of the side, to those of the reference, which is
     mirrored first if `mirrored`.
@@ -36,28 +36,28 @@ class Transform:
 
     @cached_property
     def scale(self) -> float:
-        """How many times larger the reference is shown."""
+        """Factor by which the reference is shown larger."""
         return 1 / math.sqrt(max(abs(float(np.linalg.det(self.matrix[:, :2]))), 1e-9))
 
     @cached_property
     def degrees(self) -> float:
-        """By how much it is turned, counterclockwise."""
+        """Degrees by which it is turned, counterclockwise."""
         return math.degrees(math.atan2(self.matrix[1, 0] - self.matrix[0, 1], self.matrix[0, 0] + self.matrix[1, 1]))
 
     @property
     def shift(self) -> tuple[float, float]:
-        """By how much its middle went right and down, in sides of the image."""
+        """Distances that its middle went right and down, in sides of the image."""
         middle = np.linalg.solve(self.matrix[:, :2], np.array([0.5, 0.5]) - self.matrix[:, 2])
         return float(middle[0] - 0.5), float(middle[1] - 0.5)
 
     @property
     def is_identity(self) -> bool:
-        """Whether nothing moves by a four-hundredth of the side."""
+        """True if nothing moves by a four-hundredth of the side."""
         corners = np.array([[0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]])
         return not self.mirrored and float(np.abs(corners @ self.matrix.T - corners[:, :2]).max()) < 2.5e-3
 
     def __str__(self) -> str:
-        """In words, for tables."""
+        """Words for tables."""
         right, down = self.shift
         words = ["mirrored"] if self.mirrored else []
         if max(abs(right), abs(down)) >= 5e-4:
@@ -106,10 +106,10 @@ def refine(generation: np.ndarray, reference: np.ndarray, guess: Transform) -> T
         return None
     to_unit = np.array([[1 / side, 0, 0.5 / side], [0, 1 / side, 0.5 / side], [0, 0, 1]])
     units = (to_unit @ np.vstack([matrix, [0, 0, 1]]) @ np.linalg.inv(to_unit))[:2]
-    found = Transform(units, guess.mirrored)
-    if correlation < _MIN_CORRELATION or not 1 / _MAX_SCALE < found.scale < _MAX_SCALE:
+    transform = Transform(units, guess.mirrored)
+    if correlation < _MIN_CORRELATION or not 1 / _MAX_SCALE < transform.scale < _MAX_SCALE:
         return None
-    return found
+    return transform
 
 
 def grey(image: np.ndarray, side: int = ECC_SIDE) -> np.ndarray:
@@ -131,11 +131,11 @@ def _sift(num: int) -> Any:
 
 def keypoints(image: np.ndarray, *, num: int = 500) -> Keypoints:
     """The strongest keypoints of an RGB picture uint8 [h, w, 3]; descriptors are compared as RootSIFT."""
-    found, descriptors = _sift(num).detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
+    points, descriptors = _sift(num).detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
     if descriptors is None:
         return Keypoints(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32))
     roots = np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-9))
-    places = (np.array([point.pt for point in found], np.float32) + 0.5) / np.array(image.shape[1::-1], np.float32)
+    places = (np.array([point.pt for point in points], np.float32) + 0.5) / np.array(image.shape[1::-1], np.float32)
     return Keypoints(places, roots.astype(np.float32))
 
 

@@ -25,8 +25,10 @@ IMAGE, BACKGROUND = "image", "background"
 
 @dataclass(frozen=True)
 class CopyMap:
-    """Of one pair, float32 [side, side]: local `similarity`, -1 to 1, NaN where nothing of the reference is shown, and
-    how much texture there is, `texture`, 0 to 1."""
+    """Map of one pair, float32 [side, side].
+
+    `similarity` is local, -1 to 1, NaN where nothing of the reference is shown; `texture` how much there is, 0 to 1.
+    """
 
     similarity: np.ndarray
     texture: np.ndarray
@@ -104,7 +106,7 @@ def _local(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def copied_regions(copies: CopyMap, alpha: np.ndarray | None) -> Iterator[CopiedRegion]:
-    """What a map says of the image, of its background and of each object of a matte uint8 [h, w]; None: undecided."""
+    """Copied regions by a map: image, background and each object of a matte uint8 [h, w]; None: undecided."""
     yield _region(IMAGE, np.ones((SIDE, SIDE), bool), copies)
     if alpha is None:
         return

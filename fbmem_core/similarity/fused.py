@@ -59,7 +59,7 @@ class FusedShared(_Fused):
         return _arrays(padded, _boxes(shown, shown.shape))
 
     def factors(self, x: Arrays, y: Arrays, pairs: Tensor, with_luminance: Tensor) -> tuple[Tensor, Tensor]:
-        """As `FusedPlain.factors`, with the mean texture of each pair's region."""
+        """Factors of pairs; see `FusedPlain.factors`, with the mean texture of each pair's region."""
 
         def kernel(x: Arrays, y: Arrays, rows: np.ndarray, flags: np.ndarray, *out: np.ndarray) -> None:
             masked_kernels.shared(x, y, rows, flags, self.min_area, *out)
@@ -87,7 +87,7 @@ class Batched:
         masses = torch.empty(len(pairs), device=pairs.device)
         for row in pairs[:, 0].unique().tolist():
             at = (pairs[:, 0] == row).nonzero()[:, 0]
-            maps = self._measure.maps(tuple(of[row : row + 1] for of in x), tuple(of[pairs[at, 1]] for of in y))
+            maps = self._measure.maps(tuple(part[row : row + 1] for part in x), tuple(part[pairs[at, 1]] for part in y))
             factors[at], masses[at] = maps.average(bright[at])
         return factors, masses
 
@@ -111,7 +111,7 @@ def fused(measure: Measure) -> FusedPlain | FusedShared:
 
 
 def _moments(planes: np.ndarray, mean: np.ndarray, half: np.ndarray, alone: np.ndarray) -> None:
-    kernels.moments(*(of.reshape(-1, *of.shape[2:]) for of in (planes, mean, half, alone)))
+    kernels.moments(*(array.reshape(-1, *array.shape[2:]) for array in (planes, mean, half, alone)))
 
 
 def _arrays(*tensors: Tensor) -> Arrays:
@@ -125,8 +125,8 @@ def _boxes(planes: Tensor, windows: tuple[int, ...], before: int = 0, after: int
     for axis, length in ((2, windows[-2]), (1, windows[-1])):
         line = shown.any(dim=axis).to(torch.int8)
         first, last = line.argmax(dim=1), line.shape[1] - line.flip(1).argmax(dim=1)
-        some = line.any(dim=1)
-        sides += [(first - before).clamp(0, length) * some, (last + after).clamp(0, length) * some]
+        holds_any = line.any(dim=1)
+        sides += [(first - before).clamp(0, length) * holds_any, (last + after).clamp(0, length) * holds_any]
     return torch.stack(sides, dim=1)
 
 

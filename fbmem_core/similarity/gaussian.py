@@ -29,10 +29,10 @@ def blur_inside(planes: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n y x"]:
 def blur(*planes: Float[Tensor, "n _ h w"]) -> tuple[Float[Tensor, "n _ h w"], ...]:
     """Gaussian means of the windows about every pixel, for each of some planes; outside the image is zero."""
     if max(planes[0].shape[-2:]) > _DENSE_SIDE:
-        return tuple(_blur_shifted(some, reach=_REACH) for some in planes)
+        return tuple(_blur_shifted(stack, reach=_REACH) for stack in planes)
     rows, columns = (_same_matrix(side, planes[0].dtype, planes[0].device) for side in planes[0].shape[-2:])
     blurred = rows @ torch.cat(planes, dim=1) @ columns.mT
-    return blurred.split([some.shape[1] for some in planes], dim=1)
+    return blurred.split([stack.shape[1] for stack in planes], dim=1)
 
 
 def _blur_shifted(planes: Tensor, *, reach: int) -> Tensor:

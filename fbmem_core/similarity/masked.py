@@ -21,7 +21,7 @@ MIN_WEIGHT = 1e-8  # less of a region than this under a window counts as none
 
 
 class Shared(Measure):
-    """What both images show of a region, given by a mask for each.
+    """Comparison of what both images show of a region, given by a mask for each.
 
     Masks are binary and a coarse pixel counts if all that it covers does, so nothing outside the region has an effect
     at any scale. Windows reach over the border of the image as over that of the region.
@@ -47,7 +47,7 @@ class Shared(Measure):
         return torch.cat([colors, -F.max_pool2d(-planes[:, 3:], 2, ceil_mode=True)], dim=1)
 
     def statistics(self, planes: Tensor) -> Statistics:
-        """Where the region is shown, and there colours and their squares."""
+        """Masks of where the region is shown, with colours and their squares there."""
         shown = planes[:, 3:]
         colors = planes[:, :3] * shown
         return shown, torch.cat([colors, colors * colors], dim=1)
@@ -69,7 +69,7 @@ class Background(Shared):
     """The background that both images show: a moved object takes no more than its place."""
 
     def shown(self, alphas: Tensor) -> Tensor:
-        """Where the object covers less than a quarter of the pixel."""
+        """Pixels of which the object covers less than a quarter."""
         return alphas < _CLEAR
 
 
@@ -77,5 +77,5 @@ class Object(Shared):
     """The place of one object of one of the two images, in both; the other's mask is 1 everywhere."""
 
     def shown(self, alphas: Tensor) -> Tensor:
-        """Where the object covers at least half of the pixel."""
+        """Pixels of which the object covers at least half."""
         return alphas >= _COVERED

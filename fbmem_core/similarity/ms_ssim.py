@@ -159,12 +159,12 @@ class Similarity:
         return (self.product ** exponent[..., None]).mean(dim=-1).masked_fill(undecided, torch.nan)
 
     def of(self, rows: Tensor | int, columns: Tensor | int) -> Similarity:
-        """Those of some pairs of a table."""
+        """Similarities of a few pairs of a table."""
         at = (rows, columns)
         return Similarity(self.product[at], self.counted[at], self.missing[at], self.finest[at], self.scale_weights)
 
     def is_first(self, at: tuple[Tensor, Tensor] | slice = slice(None)) -> Tensor:
-        """Whether no scale counts yet, of the pairs `at`: at the first that does, luminance counts too."""
+        """True where no scale counts yet, of the pairs `at`: at the first that does, luminance counts too."""
         return self.counted[at] == 0
 
     def multiply(
@@ -186,11 +186,11 @@ def compare(
 ) -> Float[Tensor, " n"]:
     """The similarity of pairs from their planes at every scale; one side may hold a single image."""
     num_pairs = max(len(x[0]), len(y[0]))
-    found = Similarity.begin((num_pairs,), x[0].device, scale_weights)
+    similarity = Similarity.begin((num_pairs,), x[0].device, scale_weights)
     for scale in reversed(range(len(scale_weights))):
         maps = measure.maps(measure.statistics(x[scale]), measure.statistics(y[scale]))
-        found.multiply(scale, *maps.average(found.is_first()))
-    return found.value
+        similarity.multiply(scale, *maps.average(similarity.is_first()))
+    return similarity.value
 
 
 def ms_ssim(

@@ -78,9 +78,9 @@ def _foreground(measure: Measure, x: Tensor, y: Tensor, alpha_x: Tensor, alpha_y
     """The similarity of the most similar object of either image; NaN where there is none that could be compared."""
     best = torch.nan
     everywhere = measure.scales(x, torch.ones_like(alpha_x)), measure.scales(y, torch.ones_like(alpha_y))
-    for image, alpha, other in ((x, alpha_x, everywhere[1]), (y, alpha_y, everywhere[0])):
+    for image, alpha, opposite in ((x, alpha_x, everywhere[1]), (y, alpha_y, everywhere[0])):
         numbers = objects((alpha[0, 0].nan_to_num() * 255).round().byte().cpu().numpy())
         for number in range(1, int(numbers.max()) + 1):
             place = torch.from_numpy((numbers == number).astype(np.float32))[None, None].to(x.device)
-            best = float(np.fmax(best, compare(measure, measure.scales(image, place), other).item()))
+            best = float(np.fmax(best, compare(measure, measure.scales(image, place), opposite).item()))
     return best

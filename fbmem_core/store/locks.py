@@ -32,10 +32,10 @@ def partition_lock(folder: Path, checkpoint: str, holder: str) -> Iterator[None]
         # giving up the exclusive lock and taking the shared one are two acts, between which another run may come
         fcntl.flock(file, fcntl.LOCK_SH)
         file.seek(0)
-        other = file.read()
-        if other != holder:
+        present = file.read()
+        if present != holder:
             cure = "Wait until it ends, or stop it."
-            raise InputError(f"no other run of {checkpoint}", f"one at work: {other}", cure=cure)
+            raise InputError(f"no other run of {checkpoint}", f"one at work: {present}", cure=cure)
         yield
 
 

@@ -26,7 +26,7 @@ _BROKEN = (pa.ArrowException, OSError, ValueError)
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether the file is none of a table's: `._name`, which a Mac or SMB leaves beside it, or a partial one."""
+    """True if the file is none of a table's: `._name`, which a Mac or SMB leaves beside it, or a partial one."""
     return path.name.startswith(".")
 
 
@@ -83,8 +83,10 @@ class Store:
         filled = [{"checkpoint": checkpoint, **row} for row in rows]
         for row in filled:
             if row.keys() != spec.columns.keys():
-                odd = sorted(row.keys() ^ spec.columns.keys())
-                raise InputError(f"the columns of `{table}`", f"a row that differs in {odd}", cure="Mend the row.")
+                differing = sorted(row.keys() ^ spec.columns.keys())
+                raise InputError(
+                    f"the columns of `{table}`", f"a row that differs in {differing}", cure="Mend the row."
+                )
         keys = [tuple(row[column] for column in spec.key) for row in filled]
         if len(set(keys)) < len(keys):
             again = Counter(keys).most_common(1)[0][0]
@@ -97,9 +99,9 @@ class Store:
 
     def keep_shards(self, table: str, checkpoint: str, shards: Iterable[str], *, among: str = "*") -> None:
         """Delete stale shards: those that match `among` and are not in `shards`."""
-        wanted = set(shards)
+        current = set(shards)
         for path in self._files(table, checkpoint, among):
-            if path.stem not in wanted:
+            if path.stem not in current:
                 path.unlink(missing_ok=True)  # other steps may tidy up too
 
     def shards(
@@ -133,20 +135,20 @@ class Store:
         """
         spec = TABLES[table]
         files = self._files(table, checkpoint, shard)
-        found = [spec.schema.empty_table()]
+        parts = [spec.schema.empty_table()]
         for path, content in zip(files, self._contents(files), strict=True):
             try:
-                found.append(pq.ParquetFile(pa.BufferReader(content)).read().replace_schema_metadata())
+                parts.append(pq.ParquetFile(pa.BufferReader(content)).read().replace_schema_metadata())
             except _BROKEN as error:
                 cure = f"Remove it and materialize `{table}` again."
                 raise InputError("a readable Parquet file", f"{error}", where=path, cure=cure) from None
-        return pl.concat([pl.DataFrame(pl.from_arrow(rows)) for rows in found]).sort(spec.key)
+        return pl.concat([pl.DataFrame(pl.from_arrow(rows)) for rows in parts]).sort(spec.key)
 
     def partitions(self, table: str) -> list[str]:
         """The partitions of which a table holds anything, sorted."""
         folder = self.root / TABLES_DIR / table
         try:
-            return sorted(found.name.removeprefix("partition=") for found in folder.glob("partition=*"))
+            return sorted(path.name.removeprefix("partition=") for path in folder.glob("partition=*"))
         except self.errors as error:
             raise self._unreadable(folder, error) from None
 
@@ -204,8 +206,8 @@ class Store:
         if not self.is_remote:
             return (path.read_bytes() for path in files)
         paths = [path.path for path in files]  # type: ignore[attr-defined]
-        found = self.root.fs.cat(paths) if paths else {}  # type: ignore[attr-defined]
-        return [found[path] for path in paths]
+        contents = self.root.fs.cat(paths) if paths else {}  # type: ignore[attr-defined]
+        return [contents[path] for path in paths]
 
 
 def _local_root(path: Path) -> Path:

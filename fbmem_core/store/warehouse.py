@@ -140,7 +140,7 @@ def _create_views(connection: duckdb.DuckDBPyConnection, kinds: dict[str, str], 
 
 
 def _image_counts(connection: duckdb.DuckDBPyConnection) -> list[int]:
-    """How many images the prompts have, for the intervals of k of n; none where `labels` cannot be read."""
+    """Numbers of images that the prompts have, for the intervals of k of n; none where `labels` cannot be read."""
     sql = "SELECT DISTINCT count(label) FROM labels GROUP BY checkpoint, method, prompt_id, masking, rule"
     try:
         return [n for (n,) in connection.execute(sql).fetchall()]

@@ -82,17 +82,23 @@ def kill_the_worker_of(step, instance, workers, run):
     """Wait until the step has begun, kill the worker that works on it, and return that worker's name."""
     while run.poll() is None:
         assert all(process.poll() is None for process in workers.values()), "a worker ended by itself"
-        for started in instance.get_runs():
-            for entry in instance.all_logs(started.run_id):
-                event = entry.dagster_event
-                data = getattr(event, "event_specific_data", None)
-                if event is not None and event.step_key == step and event.event_type_value == "ENGINE_EVENT":
-                    for name in workers:
-                        if any(str(value.value).startswith(f"{name}@") for value in getattr(data, "metadata", {}).values()):
-                            kill(workers[name])
-                            return name
+        for name in workers:
+            if any(host.startswith(f"{name}@") for host in hosts_of(step, instance)):
+                kill(workers[name])
+                return name
         time.sleep(0.1)
     return None
+
+
+def hosts_of(step, instance):
+    """The workers that began a step of any run."""
+    entries = [entry for started in instance.get_runs() for entry in instance.all_logs(started.run_id)]
+    events = [entry.dagster_event for entry in entries if entry.dagster_event is not None]
+    for event in events:
+        if event.step_key == step and event.event_type_value == "ENGINE_EVENT":
+            host = event.engine_event_data.metadata.get("Celery worker")
+            if host is not None:
+                yield str(host.value)
 
 
 def test_two_workers_of_which_one_is_killed(tiny_audit, tiny_audited, s3_server, broker, tmp_path):

@@ -54,52 +54,52 @@ def wanted(*prompts, version=1):
 
 
 def test_pieces_are_there_when_every_table_has_them(store):
-    found = batches(store)
-    assert found.state()[0] == set()
-    found.write(rows_of(["p", "q"]), ["none-p1", "none-q1"])
-    found.write(rows_of(["r"]), ["none-r1"])
-    assert found.state()[0] == {"none-p1", "none-q1", "none-r1"}
+    both = batches(store)
+    assert both.state()[0] == set()
+    both.write(rows_of(["p", "q"]), ["none-p1", "none-q1"])
+    both.write(rows_of(["r"]), ["none-r1"])
+    assert both.state()[0] == {"none-p1", "none-q1", "none-r1"}
     assert prompts_in(store, "neighbors") == ["p", "p", "q", "q", "r", "r"]
     store.keep_shards("similarities", KEY, ())
-    assert found.state()[0] == set()
+    assert both.state()[0] == set()
 
 
 def test_rows_of_pieces_that_are_no_longer_wanted_go_and_the_others_of_their_file_stay(store):
-    found = batches(store)
-    found.write(rows_of(["p", "q"]), ["none-p1", "none-q1"])
-    found.write(rows_of(["r"]), ["none-r1"])
-    found.keep(wanted("p") | wanted("q", version=2))
+    both = batches(store)
+    both.write(rows_of(["p", "q"]), ["none-p1", "none-q1"])
+    both.write(rows_of(["r"]), ["none-r1"])
+    both.keep(wanted("p") | wanted("q", version=2))
     for table in TABLES:
         assert prompts_in(store, table) == ["p", "p"]
-    assert found.state()[0] == {"none-p1"}
-    found.write(rows_of(["q"]), ["none-q2"])
-    assert found.state()[0] == {"none-p1", "none-q2"}
+    assert both.state()[0] == {"none-p1"}
+    both.write(rows_of(["q"]), ["none-q2"])
+    assert both.state()[0] == {"none-p1", "none-q2"}
     assert prompts_in(store, "neighbors") == ["p", "p", "q", "q"]
 
 
 def test_small_files_are_merged_and_say_what_they_hold(store, monkeypatch):
     monkeypatch.setattr(module, "_MERGED", 4)
-    found = batches(store)
+    both = batches(store)
     prompts = [f"p{number:02}" for number in range(10)]
     for prompt in prompts:
-        found.write(rows_of([prompt]), [f"none-{prompt}1"])
+        both.write(rows_of([prompt]), [f"none-{prompt}1"])
     before = [store.read(table, KEY) for table in TABLES]
     assert len(store.shards("neighbors", KEY)) == 10
-    found.merge()
+    both.merge()
     assert len(store.shards("neighbors", KEY)) == len(store.shards("similarities", KEY)) == 3
-    assert found.state()[0] == set(wanted(*prompts))
+    assert both.state()[0] == set(wanted(*prompts))
     for table, rows in zip(TABLES, before, strict=True):
         assert store.read(table, KEY).equals(rows)
-    found.merge()
+    both.merge()
     assert len(store.shards("neighbors", KEY)) == 3
-    found.keep(wanted(*prompts[:-1]))
-    assert found.state()[0] == set(wanted(*prompts[:-1]))
+    both.keep(wanted(*prompts[:-1]))
+    assert both.state()[0] == set(wanted(*prompts[:-1]))
 
 
 def test_a_merge_that_was_killed_leaves_no_row_twice(store, monkeypatch):
-    found = batches(store)
+    both = batches(store)
     for prompt in ("p", "q"):
-        found.write(rows_of([prompt]), [f"none-{prompt}1"])
+        both.write(rows_of([prompt]), [f"none-{prompt}1"])
 
     def killed(self, table, name):
         raise KeyboardInterrupt
@@ -107,17 +107,17 @@ def test_a_merge_that_was_killed_leaves_no_row_twice(store, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Batches, "_remove", killed)
         with pytest.raises(KeyboardInterrupt):
-            found.merge()
+            both.merge()
     assert len(prompts_in(store, "similarities")) == 8
-    found.keep(wanted("p", "q"))
-    found.merge()
+    both.keep(wanted("p", "q"))
+    both.merge()
     for table in TABLES:
         assert prompts_in(store, table) == ["p", "p", "q", "q"]
 
 
 def test_a_file_of_an_earlier_version_holds_the_piece_whose_name_it_has(store):
-    found = batches(store)
+    both = batches(store)
     for table, rows in rows_of(["p"]).items():
         store.write(table, KEY, rows, shard="none-p1")
-    assert found.state()[0] == {"none-p1"}
+    assert both.state()[0] == {"none-p1"}
     assert isinstance(store.read("neighbors", KEY), pl.DataFrame)

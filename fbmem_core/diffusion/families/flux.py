@@ -63,7 +63,7 @@ class Flux(Denoiser):
 
 
 def packed_step_settings(config: Any, num_inference_steps: int, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """What the pipelines of packed latents pass to their scheduler."""
+    """Settings that the pipelines of packed latents pass to their scheduler."""
     settings: dict[str, Any] = {"mu": flow_shift(config, shape[1] // 2 * (shape[2] // 2), 1.15)}
     if not config.get("use_flow_sigmas", False):
         settings["sigmas"] = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
@@ -83,7 +83,7 @@ def pack(latents: Tensor) -> Tensor:
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """What `pack` took."""
+    """Latents that `pack` took."""
     num, _, channels = tokens.shape
     squares = tokens.reshape(num, height // 2, width // 2, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
     return squares.reshape(num, channels // 4, height, width)

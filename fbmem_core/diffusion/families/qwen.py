@@ -53,9 +53,9 @@ class QwenImage(Denoiser):
         return unpack(output, height, width)
 
     def _guide(self, unconditional: Tensor, conditional: Tensor, guidance: Guidance) -> Tensor:
-        one, other = pack(unconditional), pack(conditional)
-        guided = one + guidance.scale * (other - one)
-        guided = guided * (other.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        negative, positive = pack(unconditional), pack(conditional)
+        guided = negative + guidance.scale * (positive - negative)
+        guided = guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
         return unpack(guided, *unconditional.shape[-2:])
 
     def _is_value_layer(self, name: str, module: nn.Module) -> bool:
@@ -66,7 +66,7 @@ class QwenImage(Denoiser):
         return size, size
 
     def call_arguments(self, guidance: Guidance) -> dict[str, Any]:
-        """It has a scale of its own for two passes, which wants a negative prompt."""
+        """Arguments with a scale of its own for two passes, which wants a negative prompt."""
         negative_prompt = guidance.negative_prompt or _EMPTY
         if not self.is_guided(guidance):
             return {"true_cfg_scale": 1.0}

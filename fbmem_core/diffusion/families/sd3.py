@@ -62,7 +62,7 @@ class SD3(Denoiser):
 
 
 def flow_shift(config: Any, num_tokens: int, max_shift: float) -> float:
-    """By how much the times of flow matching are shifted for an image of so many tokens: linear between two sizes."""
+    """Shift of the times of flow matching for an image of so many tokens: linear between two sizes."""
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     at_low, at_high = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
     return float(at_low + (at_high - at_low) / (high - low) * (num_tokens - low))

@@ -72,7 +72,7 @@ class UNet(Denoiser):
 
     @torch.no_grad()
     def value_outputs(self, layers: Any, condition: Conditioning) -> dict[str, Tensor]:
-        """Of the text itself: it needs no pass."""
+        """Outputs for the text itself: they need no pass."""
         return {layer: self.network.get_submodule(layer)(condition.embeds) for layer in layers}
 
 

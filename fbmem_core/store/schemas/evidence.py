@@ -1,4 +1,4 @@
-"""What is kept of how an audit was made, checked and reviewed."""
+"""Records of how an audit was made, checked and reviewed."""
 
 from __future__ import annotations
 
