@@ -2,13 +2,16 @@
 
     python docs/check_report.py REPORT.html --axe node_modules/axe-core/axe.min.js --pictures docs/pictures
 
-axe-core comes from npm (`npm install axe-core`). Ends with status 1 and what was found if anything is wrong.
+It needs Chromium (`apt-get install chromium`, or Google Chrome); `--chromium` or the variable CHROMIUM names another
+program. axe-core comes from npm (`npm install axe-core`); without it accessibility is not looked at. Ends with status 1
+and what was found if anything is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,10 +22,12 @@ from pathlib import Path
 
 from PIL import Image
 
+_PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _WATCH = """<script>window.found = {errors: [], blocked: []};
 addEventListener("error", (event) => found.errors.push(String(event.message)));
 addEventListener("securitypolicyviolation", (event) => found.blocked.push(event.blockedURI));
 const say = console.error; console.error = (...all) => { found.errors.push(all.join(" ")); say(...all); };</script>"""
+_KEYS = {"focused": "SUMMARY", "isFirst": True, "blinks": "true", "next": True, "back": True}
 _ONE_CARD = """
 header, .first, footer, .filters, #findings > h2, #findings > .facts, section:not(#findings) { display: none; }
 """
@@ -42,12 +47,26 @@ const card = document.querySelector(".card");
 if (card) { card.open = true; await new Promise((done) => setTimeout(done, 50));
   const slider = card.querySelector("input[type=range]"); const over = card.querySelector(".compare .over");
   if (slider && over) { slider.value = 10; slider.dispatchEvent(new Event("input")); found.slid = over.style.clipPath; }
+  const key = (name) => document.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
+  document.activeElement.blur(); key("j"); const first = document.activeElement;
+  found.keys = { focused: first.tagName, isFirst: card.contains(first) }; key("b");
+  const blink = card.querySelector(".blink");
+  found.keys.blinks = blink ? blink.getAttribute("aria-pressed") : "true"; if (blink) { blink.click(); }
+  key("j"); found.keys.next = found.all < 2 || !card.contains(document.activeElement); key("k");
+  found.keys.back = card.contains(document.activeElement);
+  location.hash = card.id; await new Promise((done) => setTimeout(done, 50)); found.cited = card.open;
   document.querySelectorAll("details").forEach((part) => { part.open = true; }); }
+found.requests = performance.getEntriesByType("resource").map((entry) => entry.name).filter((name) => !name.startsWith("data:"));
 const done = typeof axe === "undefined" ? null : await axe.run(document, { resultTypes: ["violations"] });
 found.axe = done && done.violations.map((v) => ({ id: v.id, impact: v.impact, help: v.help,
   nodes: v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)) }));
 const out = document.createElement("pre"); out.id = "found"; out.textContent = JSON.stringify(found);
 document.body.append(out); })();</script>"""
+
+
+def find_chromium() -> str | None:
+    """Path of a Chromium: the variable CHROMIUM, or the first of the usual names that is installed."""
+    return next((path for name in (os.environ.get("CHROMIUM", ""), *_PROGRAMS) if (path := shutil.which(name))), None)
 
 
 def check(report: Path, *, axe: Path | None = None, chromium: str = "chromium") -> dict[str, object]:
@@ -78,18 +97,29 @@ def take_pictures(report: Path, folder: Path, *, chromium: str = "chromium") -> 
             file, shot = Path(profile) / "page.html", Path(profile) / "shot.png"
             file.write_text(content, "utf-8")
             _run(chromium, profile, "--hide-scrollbars", f"--window-size={size}", f"--screenshot={shot}", file.as_uri())
-            Image.open(shot).convert("RGB").save(folder / name, quality=70, method=6)
+            Image.open(shot).convert("RGB").save(folder / name, quality=60, method=6)
     return [folder / name for name in views]
+
+
+def print_to_pdf(report: Path, out: Path, *, chromium: str = "chromium") -> int:
+    """Print the page as a browser does, and return its number of pages."""
+    with tempfile.TemporaryDirectory() as profile:
+        _run(chromium, profile, f"--print-to-pdf={out}", "--no-pdf-header-footer", report.resolve().as_uri())
+    return len(re.findall(rb"/Type\s*/Page\b", out.read_bytes()))
 
 
 def wrong(found: dict[str, object]) -> list[str]:
     """One line for each thing that must not be."""
     lines = [f"error: {text}" for text in found["errors"]]  # type: ignore[attr-defined]
-    lines += [f"request: {text}" for text in found["blocked"]]  # type: ignore[attr-defined]
+    lines += [f"request: {text}" for text in (*found["blocked"], *found["requests"])]  # type: ignore[misc]
     if found["fm"] != found["fmCards"] or found["none"] or found["again"] != found["all"] or not found["sorted"]:
         lines.append(f"filters or sorting: {found}")
     if "slid" in found and found["slid"] != "inset(0px 0px 0px 90%)":
         lines.append(f"slider: {found['slid']}")
+    if "keys" in found and found["keys"] != _KEYS:
+        lines.append(f"keyboard: {found['keys']}")
+    if not found.get("cited", True):
+        lines.append("the address of a finding does not open it")
     for problem in found["axe"] or []:  # type: ignore[attr-defined]
         if problem["impact"] in ("serious", "critical"):
             lines.append(f"axe: {problem['impact']}: {problem['help']}: {problem['nodes']}")
@@ -109,17 +139,21 @@ def _run(chromium: str, profile: str, *arguments: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path)
-    parser.add_argument("--axe", type=Path)
-    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--axe", type=Path, help="axe.min.js of axe-core")
+    parser.add_argument("--pictures", type=Path, help="folder for screenshots")
+    parser.add_argument("--pdf", type=Path, help="file to print to")
+    parser.add_argument("--chromium", default=find_chromium())
     given = parser.parse_args()
-    if shutil.which("chromium") is None:
-        raise SystemExit("chromium is not installed")
-    answer = check(given.report, axe=given.axe)
+    if given.chromium is None:
+        raise SystemExit("no Chromium: install it (`apt-get install chromium`) or name it with --chromium")
+    answer = check(given.report, axe=given.axe, chromium=given.chromium)
     print(json.dumps(answer, indent=1))
     if given.pictures:
-        print(*take_pictures(given.report, given.pictures), sep="\n")
+        print(*take_pictures(given.report, given.pictures, chromium=given.chromium), sep="\n")
+    if given.pdf:
+        print(f"{given.pdf}: {print_to_pdf(given.report, given.pdf, chromium=given.chromium)} pages")
     problems = wrong(answer)
     print(*problems, sep="\n")
     sys.exit(1 if problems else 0)

@@ -13,6 +13,19 @@ class FbmemError(Exception):
 
     exit_status = 2  # bad input
 
+    @classmethod
+    def exit_statuses(cls) -> dict[str, int]:
+        """Exit status by name of this class and those below it, for errors that another process reports by name.
+
+        Example:
+            >>> FbmemError.exit_statuses()["InputError"]
+            2
+        """
+        statuses = {cls.__name__: cls.exit_status}
+        for kind in cls.__subclasses__():
+            statuses |= kind.exit_statuses()
+        return statuses
+
 
 class InputError(FbmemError):
     """Input that cannot be used: `Expected <what>, but got <got> in <where>. <Cure.>`"""

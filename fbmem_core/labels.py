@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
-Label = Literal["VM", "FM", "BM", "NM"]
-Rule = Literal["paper", "released", "per_region"]
+from fbmem_core.rules import DEFAULT_RULE, Case, Label, load_rule
+
 # arXiv 2508.12148: the threshold of similarity, and the share of area at or below which a region counts as absent
 TAU = 0.8
 BETA = 0.03
@@ -30,6 +29,10 @@ class PairSimilarity:
     both mattes show; `object_similarities` are of the generation's own objects, of these areas (shares of the image),
     `reference_object_similarities` of the reference's. `transform` is the view of the reference that was compared, or
     how it was moved. `average`, of foreground and background, is computed where it is not given.
+
+    Example:
+        >>> PairSimilarity("horse", full=0.4, foreground=0.75, background=0.25).average
+        0.5
     """
 
     reference_id: str
@@ -130,7 +133,7 @@ def label_pair(
     pair: PairSimilarity,
     *,
     foreground_fraction: float | None,
-    rule: Rule = "per_region",
+    rule: str = DEFAULT_RULE,
     tau: float = TAU,
     beta: float = BETA,
 ) -> Label | None:
@@ -139,8 +142,9 @@ def label_pair(
     Args:
         pair: Its similarities.
         foreground_fraction: Share of the generation that is foreground; None when its matte is undecided.
-        rule: `per_region` is VM if every region that the generation has is copied, whatever the full image says: see
-            `copied_regions`. `paper` tests the full image first, `released` never does.
+        rule: Name of a file of `fbmem_core/rules/`. `per_region` is VM if every region that the generation has is
+            copied, whatever the full image says: see `copied_regions`. `paper` tests the full image first, `released`
+            never does.
         tau: From this similarity on, a region counts as copied.
         beta: A region of at most this share of the image counts as absent.
 
@@ -152,37 +156,45 @@ def label_pair(
     'FM'
     """
     copied = copied_regions(pair, foreground_fraction=foreground_fraction, tau=tau, beta=beta)
-    if (rule == "per_region" and copied.whole) or (rule == "paper" and pair.full >= tau):
-        return "VM"
-    if foreground_fraction is None:
-        return None
-    if rule == "per_region":
-        return _label(bool(copied.foreground), bool(copied.background), both="FM")
-    foreground = foreground_fraction > beta and _reaches(pair.foreground, tau)
-    background = foreground_fraction < 1 - beta and _reaches(pair.background, tau)
-    if rule == "released" and background and foreground_fraction <= beta:
-        return "VM"  # the authors' code: without a foreground the average is that of the background
-    return _label(foreground, background, both="VM")
+    case = Case(
+        pair.full, pair.foreground, pair.background, copied.foreground, copied.background, copied.whole,
+        foreground_fraction, tau, beta,
+    )  # fmt: skip
+    return load_rule(rule).label(case)
 
 
 def label_generation(
     pairs: Iterable[PairSimilarity],
     *,
     foreground_fraction: float | None,
-    rule: Rule = "per_region",
+    rule: str = DEFAULT_RULE,
     tau: float = TAU,
     beta: float = BETA,
 ) -> GenerationLabel:
     """The label of a generation over all its pairs; see `label_pair` for the arguments.
 
-    Rules `per_region` and `paper`: the most severe pair over all references, so foreground and background may come from
-    different ones. Rule `released`: the pair of highest average similarity alone. Of equally similar references the
-    first by id counts.
+    The most severe pair over all references counts, so foreground and background may come from different ones; by a
+    rule that names a region in `RANKED_BY` (`released`: the average) the pair of its highest similarity alone. Of
+    equally similar references the first by id counts.
+
+    Args:
+        pairs: Similarities to each reference.
+        foreground_fraction: See `label_pair`, as for the others.
+        rule: Name of a rule.
+        tau: Threshold of similarity.
+        beta: Share of the image at or below which a region counts as absent.
+
+    Example:
+        >>> pairs = [PairSimilarity("horse", 0.4, 0.93, 0.1), PairSimilarity("beach", 0.3, 0.2, 0.9)]
+        >>> label = label_generation(pairs, foreground_fraction=0.3)
+        >>> label.label, label.foreground_reference_id, label.background_reference_id
+        ('FM', 'horse', 'beach')
     """
     counted = sorted(pairs, key=lambda pair: pair.reference_id)
-    if rule == "released":
-        decided = [pair for pair in counted if pair.average is not None]
-        counted = [max(decided, key=lambda pair: pair.average or 0.0)] if decided else []
+    region = getattr(load_rule(rule), "RANKED_BY", None)
+    if region is not None:
+        decided = [pair for pair in counted if getattr(pair, region) is not None]
+        counted = [max(decided, key=lambda pair: getattr(pair, region))] if decided else []
     labels = [
         label_pair(pair, foreground_fraction=foreground_fraction, rule=rule, tau=tau, beta=beta) for pair in counted
     ]
@@ -218,14 +230,6 @@ def label_generation(
 def matches(label: Label | None) -> bool:
     """True if a pair of this label shows a copied region."""
     return label is not None and label != "NM"
-
-
-def _label(foreground: bool, background: bool, *, both: Label) -> Label:
-    if foreground and background:
-        return both
-    if foreground:
-        return "FM"
-    return "BM" if background else "NM"
 
 
 def _area(areas: tuple[float, ...], similarities: tuple[float | None, ...], low: float, high: float) -> float:

@@ -1,13 +1,20 @@
 """The house: one place for each thing, and the words of its code."""
 
 import ast
+import inspect
+import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
 import fbmem_assets
 import fbmem_core
+from fbmem_assets.commands.main import main
+from fbmem_core.errors import FbmemError
 from fbmem_core.store.schemas.columns import CHECKPOINT, PROMPT_ID
 from fbmem_core.store.schemas.table import TEXT, Column, Table
 
@@ -94,3 +101,54 @@ def test_no_reserved_word_of_sql_is_a_column():
     rows = duckdb.sql("select keyword_name from duckdb_keywords() where keyword_category = 'reserved'").fetchall()
     reserved = {name for (name,) in rows}
     assert {(name, column) for name, table in TABLES.items() for column in table.columns if column in reserved} == set()
+
+
+def test_a_new_mitigation_is_one_file_with_typed_options(tmp_path, monkeypatch):
+    from fbmem_core.audit.config import MitigationsConfig
+    from fbmem_core.mitigation import METHODS
+
+    guide = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8")
+    [code] = [part for part in re.findall(r"```python\n(.+?)```", guide, flags=re.DOTALL) if "class Loudest(" in part]
+    (tmp_path / "loudest.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def config(**options):
+        return MitigationsConfig(methods=["random", {"method": "loudest:Loudest", "options": options}])
+
+    assert config(num=3).trials()[1].options["num"] == 3
+    assert METHODS["loudest:Loudest"].options_type(num=3).num == 3
+    with pytest.raises(ValueError, match="num"):
+        config(num="many")
+    with pytest.raises(ValueError, match="volume"):
+        config(volume=1)
+
+
+def test_a_command_ends_with_the_exit_status_of_its_error():
+    class BusyError(FbmemError):
+        exit_status = 9
+
+    def fail():
+        raise BusyError("Expected a free store, but got a busy one.")
+
+    commands = type(main)("fbmem", commands={"fail": click.Command("fail", callback=fail)})
+    result = CliRunner().invoke(commands, ["fail"])
+    assert (result.exit_code, result.stderr) == (9, "fbmem: Expected a free store, but got a busy one.\n")
+    assert FbmemError.exit_statuses()["BusyError"] == 9
+    assert FbmemError.exit_statuses()["InputError"] == 2
+
+
+def exported_functions():
+    packages = [fbmem_core, import_module("fbmem_core.retrieval.descriptors")]
+    things = {f"{package.__name__}.{name}": getattr(package, name) for package in packages for name in package.__all__}
+    return {name: thing for name, thing in things.items() if inspect.isfunction(inspect.unwrap(thing))}
+
+
+def test_exported_functions_explain_their_arguments():
+    several = [name for name, thing in exported_functions().items() if len(inspect.signature(thing).parameters) > 1]
+    assert "fbmem_core.region_similarity" in several
+    assert [name for name in several if "Args:" not in (exported_functions()[name].__doc__ or "")] == []
+
+
+def test_what_the_package_exports_has_an_example():
+    docs = {name: inspect.getdoc(getattr(fbmem_core, name)) or "" for name in fbmem_core.__all__}
+    assert [name for name, text in docs.items() if ">>>" not in text] == []

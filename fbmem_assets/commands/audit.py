@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fbmem_core.audit.config import Audit
 
 DEFAULT_AUDIT = Path("data/audits/canary.yaml")
-FAILED, BAD_INPUT, CHECK_FAILED, REACHED, STOPPED = 1, 2, 3, 4, 130  # the last as shells call an interrupt
+FAILED, CHECK_FAILED, REACHED, STOPPED = 1, 3, 4, 130  # the last as shells call an interrupt
 _FAIL_ON = ("copy", "VM", "FM", "BM", "new")
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -94,8 +94,8 @@ def _check_devices(config: Audit) -> None:
 
 
 def _explain(result: dg.ExecuteInProcessResult) -> int:
-    """One line for fbmem's own errors (status 2) and an interrupt (130); else the step and its traceback (1)."""
-    status = 0 if result.success else FAILED
+    """One line for an error of fbmem, with its status, and an interrupt (130); else the step and its traceback (1)."""
+    status, statuses = 0 if result.success else FAILED, FbmemError.exit_statuses()
     told = set()
     for event in [] if result.success else result.all_events:
         # a step that failed, or, before any step, the store that all of them share
@@ -111,17 +111,12 @@ def _explain(result: dg.ExecuteInProcessResult) -> int:
             return STOPPED
         if cause.cls_name == "DagsterAssetCheckFailedError":
             status = max(status, CHECK_FAILED)  # its check is named with the others
-        elif cause.cls_name in _own_errors():
-            status = max(status, BAD_INPUT)
+        elif cause.cls_name in statuses:
+            status = max(status, statuses[cause.cls_name])
             click.echo(f"fbmem: {name}: {cause.message.split(': ', 1)[-1].strip()}", err=True)
         else:
             click.echo(f"fbmem: {name} failed\n{cause.to_string()}", err=True)
     return status
-
-
-def _own_errors(base: type[FbmemError] = FbmemError) -> set[str]:
-    names = {base.__name__}
-    return names.union(*(_own_errors(kind) for kind in base.__subclasses__()))
 
 
 def _print_outcome(store: AuditStore, key: str, result: dg.ExecuteInProcessResult, chosen: Sequence[str]) -> int:

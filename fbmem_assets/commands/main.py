@@ -1,18 +1,20 @@
-"""The command line: `fbmem audit`, `register`, `score`, `neurons`, `deactivate`, `sql`, `canary`.
+"""The command line, `fbmem`; `fbmem --help` lists its commands, one file each beside this one.
 
-Exit status 0 done, 2 bad input (one line, no traceback), 1 failed.
+Exit status 0 done, 1 failed, 130 stopped; an error of fbmem's own is one line and the status of its class
+(`fbmem_core.errors`, 2 for bad input). `fbmem audit` and `fbmem verify` have more of their own: docs/evidence.md.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fbmem_assets.commands.audit import BAD_INPUT, DEFAULT_AUDIT, audit
+from fbmem_assets.commands.audit import DEFAULT_AUDIT, audit
 from fbmem_assets.commands.canary import canary
 from fbmem_assets.commands.instance import open_instance
 from fbmem_assets.commands.mitigations import mitigations
@@ -38,9 +40,11 @@ class _Command(click.Group):
             return super().invoke(ctx)
         except FbmemError as error:
             click.echo(f"fbmem: {error}", err=True)
-            ctx.exit(BAD_INPUT)
+            ctx.exit(error.exit_status)
 
 
+# what other libraries say of their loading and retrying; whoever sets these variables hears it
+_QUIET = ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY")
 _file_argument = click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_AUDIT)
 
 
@@ -48,6 +52,8 @@ _file_argument = click.argument("file", type=click.Path(path_type=Path), default
 @click.version_option(package_name="fbmem")
 def main() -> None:
     """Find out what a text-to-image diffusion model has memorized."""
+    for name in _QUIET:
+        os.environ.setdefault(name, "error")
 
 
 @main.command()
@@ -62,19 +68,26 @@ def register(file: Path, store: str) -> None:
     click.echo(register_audit(file, Store(store), instance))
 
 
-main.add_command(audit)
-main.add_command(sql)
-main.add_command(report)
-main.add_command(verify)
-main.add_command(reproduce)
-main.add_command(review)
-main.add_command(score)
-main.add_command(canary)
-main.add_command(neurons)
-main.add_command(deactivate)
-main.add_command(mitigations)
-main.add_command(pack)
-main.add_command(fetch)
+# one line each that `--help` never cuts
+_SUMMARIES = {
+    audit: "Audit a checkpoint, from prompts to the report.",
+    report: "Write the report of an audit: one HTML file.",
+    sql: "Ask the tables of a store in SQL.",
+    verify: "Check hashes, labels and a sample of similarities.",
+    reproduce: "Make one image of an audit again and compare it.",
+    review: "Give verdicts on findings, in a browser or by CSV.",
+    score: "Label folders of images; no model is needed.",
+    mitigations: "Print an audit's mitigations as Markdown.",
+    neurons: "Write the neuron sets that an audit found.",
+    deactivate: "Copy a model with value neurons switched off.",
+    register: "Make a checkpoint a partition of the Dagster UI.",
+    pack: "Write a published prompt set as an audit's files.",
+    fetch: "Fetch the pictures that a pack lists.",
+    canary: "Models that were made to memorize known pictures.",
+}
+for command, summary in _SUMMARIES.items():
+    command.short_help = summary
+    main.add_command(command)
 
 
 if __name__ == "__main__":

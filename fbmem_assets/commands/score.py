@@ -12,7 +12,7 @@ from fbmem_assets.commands.output import show
 from fbmem_assets.orchestration.progress import Progress
 from fbmem_core.audit.file import parse_similarity
 from fbmem_core.errors import InputError
-from fbmem_core.labels import Rule
+from fbmem_core.rules import DEFAULT_RULE, rule_names
 from fbmem_core.similarity import Alignment, Masking
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _FORMATS = (".parquet", ".csv")
 _SETTINGS = ("masking", "rule", "alignment", "top_k", "floor", "size", "device")
+_REGIONS = {"VM": "full", "FM": "foreground", "BM": "background"}
+_MAX_COPIES = 10  # that the terminal lists; all stand in the table
 _MAX_NAMED = 20  # rejected files that the terminal lists; all stand in the table
 
 
@@ -40,7 +42,7 @@ _MAX_NAMED = 20  # rejected files that the terminal lists; all stand in the tabl
 )
 @click.option("--sscd", type=click.Path(path_type=Path), help="TorchScript file: nearest references by SSCD too.")
 @click.option("--masking", type=click.Choice(get_args(Masking)), default="masked", show_default=True)
-@click.option("--rule", type=click.Choice(get_args(Rule)), default="per_region", show_default=True)
+@click.option("--rule", type=click.Choice(rule_names()), default=DEFAULT_RULE, show_default=True)
 @click.option(
     "--alignment",
     type=click.Choice(get_args(Alignment)),
@@ -124,9 +126,29 @@ def _encoded(table: pl.DataFrame, suffix: str) -> bytes:
 
 def _print(scores: Scores, out: Path) -> None:
     show(scores.labels["label"].fill_null("undecided").value_counts(sort=True))
+    _print_copies(scores.labels)
     for _, item, reason in scores.rejected.head(_MAX_NAMED).iter_rows():
         click.echo(f"rejected: {item}: {reason}", err=True)
     more = len(scores.rejected) - _MAX_NAMED
     if more > 0:
         click.echo(f"rejected: {more} more, in {out.stem}.rejected{out.suffix}", err=True)
+    click.echo(f"neighbors: {out.with_name(f'{out.stem}.neighbors{out.suffix}')}")
     click.echo(f"labels: {out}, {len(scores.labels)} images, {len(scores.rejected)} rejected")
+
+
+def _print_copies(labels: pl.DataFrame) -> None:
+    """Print the strongest copies: which image copies what, and how closely."""
+    import polars as pl
+
+    of_region = {
+        name: pl.coalesce(
+            pl.when(pl.col("label") == label).then(pl.col(f"{region}_{name}")) for label, region in _REGIONS.items()
+        )
+        for name in ("similarity", "reference")
+    }
+    copies = labels.filter(pl.col("label").is_in(list(_REGIONS))).select("generation", "label", **of_region)
+    if copies.is_empty():
+        return
+    strongest = copies.sort("similarity", descending=True, nulls_last=True).head(_MAX_COPIES)
+    click.echo(f"\nthe strongest {len(strongest)} of {len(copies)} copies")
+    show(strongest, digits=3)

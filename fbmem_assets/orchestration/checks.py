@@ -1,5 +1,6 @@
 """Checks of assets: passed, failed or not applicable, each with a sentence, and kept as rows of the table `checks`."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -50,13 +51,15 @@ def table_check(
 
     def declare(check: Check) -> dg.AssetChecksDefinition:
         check_name = name or check.__name__
-        spec = dg.AssetCheckSpec(
-            check_name,
-            asset=asset.key,
-            description=" ".join((check.__doc__ or "").split()),
-            blocking=blocking,
-            partitions_def=checkpoint_partitions,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", dg.PreviewWarning)  # of partitions_def
+            spec = dg.AssetCheckSpec(
+                check_name,
+                asset=asset.key,
+                description=" ".join((check.__doc__ or "").split()),
+                blocking=blocking,
+                partitions_def=checkpoint_partitions,
+            )
 
         @dg.multi_asset_check(name=f"{asset_name}_{check_name}", specs=[spec], can_subset=True)
         def run(context, store: AuditStore) -> Iterator[dg.AssetCheckResult]:  # type: ignore[no-untyped-def]

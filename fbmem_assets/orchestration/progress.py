@@ -53,7 +53,10 @@ class Progress:
         self._first = 0
         self._bar = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=what, unit="", mininterval=0.5, smoothing=0, leave=False)
+            form = None if total else "{desc}: {n} [{elapsed}]"
+            self._bar = tqdm(
+                total=total, desc=what, unit="", mininterval=0.5, smoothing=0, leave=False, delay=1.0, bar_format=form
+            )
 
     def advance(self, steps: int = 1) -> None:
         """So many more steps are done."""

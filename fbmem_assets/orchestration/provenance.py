@@ -41,7 +41,8 @@ def write_record(
     row = {
         "asset": asset, "table_name": table, "status": FINISHED if reason is None else LEFT_OUT, "reason": reason,
         "settings": settings, "settings_sha256": hashlib.sha256(settings.encode()).hexdigest(), **versions(),
-        "device": _device(store, key) if pool_of(table) == GPU else "cpu", "started_at": started or now,
+        "device": _device(store, key) if pool_of(table) == GPU else "cpu", "run_id": context.run.run_id,
+        "started_at": started or now,
         "seconds": seconds, "num_rows": metadata.get("dagster/row_count"),
         "rows_sha256": version_of_rows,
     }  # fmt: skip

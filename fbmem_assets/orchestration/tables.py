@@ -96,6 +96,15 @@ def picture(uri: str, text: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{text}]({uri})")
 
 
+def shown(count: int, total: int, what: str) -> str:
+    """Sentence on what of all a picture shows.
+
+    >>> shown(48, 300, "images")
+    '48 of 300 images are shown'
+    """
+    return f"all {total} {what} are shown" if count == total else f"{count} of {total} {what} are shown"
+
+
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
     """Rows as a table of the UI; values are escaped, whatever a prompt holds."""
     if not rows:

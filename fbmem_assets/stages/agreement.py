@@ -8,7 +8,7 @@ import polars as pl
 from fbmem_assets.orchestration.checks import Verdict, table_check
 from fbmem_assets.orchestration.progress import track
 from fbmem_assets.orchestration.resources import AuditStore
-from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
+from fbmem_assets.orchestration.tables import markdown_table, picture, shown, table_asset, table_result
 from fbmem_core.audit.results import BASELINE, AuditedCheckpoint, ImageKey
 from fbmem_core.labels import SEVERITY
 from fbmem_core.store.batches import Batches
@@ -27,7 +27,7 @@ _MIN_AUC = 0.9
 @table_asset(
     table="seed_agreement",
     stage=STAGE,
-    deps=["prompt_set", "generation_masks", "labels"],
+    deps=["prompts", "generation_masks", "labels"],
     kinds={"torch"},
 )
 def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
@@ -60,7 +60,10 @@ def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.M
     batches.merge()
     table = audit.read("seed_agreement")
     judged = _judged(audit)
-    maps = {"maps": picture(contact_sheet(tiles, columns=12), "agreement: dark none, bright full")} if tiles else {}
+    maps: dict[str, Any] = {}
+    if tiles:
+        maps["maps"] = picture(contact_sheet(tiles, columns=12), "agreement: dark none, bright full")
+        maps["maps_show"] = shown(len(tiles), len(shards), "prompts")
     return table_result(
         audit,
         "seed_agreement",

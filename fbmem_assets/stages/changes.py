@@ -18,7 +18,7 @@ _SHOWN = 30
 _CHANGED = ("newly_memorized", "no_longer_memorized", "other_label", "added", "removed", "undecided")
 
 
-@table_asset(table="prompt_labels", stage=STAGE, deps=["prompt_set", "labels"])
+@table_asset(table="prompt_labels", stage=STAGE, deps=["prompts", "labels"])
 def prompt_labels(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per prompt: its most frequent label, and how many of its images are copies.
 

@@ -13,8 +13,8 @@ STAGE = "neurons"
 _WARN_SHARE = 0.13  # 750 of 5,760: beyond it NeMo never measured what is left of the images' quality
 
 
-@table_asset(table="cluster_neurons", stage=STAGE, deps=["prompt_clusters", "neuron_sets"])
-def cluster_neuron_sets(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+@table_asset(table="cluster_neurons", stage=STAGE, deps=["prompt_clusters", "neurons"])
+def cluster_neurons(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (cluster, layer, neuron): the union of the refined neurons of the cluster's memorized prompts."""
     audit = store.open(context.partition_key)
     clusters = audit.read("prompt_clusters").select("prompt_id", "cluster")
@@ -36,7 +36,7 @@ def cluster_neuron_sets(context: dg.AssetExecutionContext, store: AuditStore) ->
     )
 
 
-@table_check(cluster_neuron_sets, severity=dg.AssetCheckSeverity.WARN)
+@table_check(cluster_neurons, severity=dg.AssetCheckSeverity.WARN)
 def unions_are_small(audit: AuditedCheckpoint) -> Verdict:
     """No cluster switches off more than 13 % of all neurons: beyond that NeMo never measured the images' quality."""
     total = max(1, len(audit.read("activation_statistics")))

@@ -19,7 +19,7 @@ _EXAMPLES = 3
 @table_asset(
     table="prompt_clusters",
     stage=STAGE,
-    deps=["prompt_set"],
+    deps=["prompts"],
     kinds={"scikitlearn"},
 )
 def prompt_clusters(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:

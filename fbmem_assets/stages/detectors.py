@@ -27,7 +27,7 @@ _NO_SCORES = {"auc": None, "auc_low": None, "auc_high": None, "tpr": None, "tpr_
 
 
 @table_asset(
-    table="detectors", stage=STAGE, deps=["prompt_set", "generation_masks", "labels"], kinds={"torch", "scikitlearn"}
+    table="detectors", stage=STAGE, deps=["prompts", "generation_masks", "labels"], kinds={"torch", "scikitlearn"}
 )
 def detectors(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (detector, half): AUC, hits at 1 % false alarms, seconds.

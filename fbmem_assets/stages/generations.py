@@ -11,7 +11,7 @@ from fbmem_assets.orchestration.checks import Verdict, all_there, table_check
 from fbmem_assets.orchestration.progress import track
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import WHOLE, Part
-from fbmem_assets.orchestration.tables import picture, table_asset, table_result
+from fbmem_assets.orchestration.tables import picture, shown, table_asset, table_result
 from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint, ImageKey
 from fbmem_core.errors import InputError
 from fbmem_core.mitigation import UNMITIGATED
@@ -41,7 +41,7 @@ def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) 
 @table_asset(
     table="generations",
     stage=STAGE,
-    deps=["prompt_set", "reference_images"],  # an audit without a usable reference ends before it samples
+    deps=["prompts", "reference_images"],  # an audit without a usable reference ends before it samples
     kinds={"torch"},
     shards=BASELINE.shard,
     work=_sample_part,
@@ -94,6 +94,8 @@ def write_generations(audit: AuditedCheckpoint, arm: Arm, planned: "Sequence[Pla
     Raises:
         InputError: The model as it is draws no picture at all.
     """
+    from fbmem_core.report.pictures import contact_sheet
+
     rows, rejected = [], []
     for (method, request), path in _paths(audit.partition, planned).items():
         image = open_image(audit.store, path)
@@ -110,8 +112,15 @@ def write_generations(audit: AuditedCheckpoint, arm: Arm, planned: "Sequence[Pla
         cure = "Set `sampling.dtype: float32` or `bfloat16`, or look at the checkpoint with diffusers itself."
         raise InputError("images that hold a picture", f"none of {len(rejected)} ({rejected[0]['reason']})", cure=cure)
     table = audit.read("generations", shard=arm.shard)
-    sheet = picture(_sheet(audit, table), "generations")
-    return table_result(audit, "generations", table, num_rejected=len(rejected), contact_sheet=sheet)
+    tiles, columns = _tiles(audit, table)
+    return table_result(
+        audit,
+        "generations",
+        table,
+        num_rejected=len(rejected),
+        contact_sheet=picture(contact_sheet(tiles, columns=columns), "generations"),
+        contact_sheet_shows=shown(len(tiles), len(table), "images"),
+    )
 
 
 def _notes(image: Image.Image) -> dict[str, str]:
@@ -138,15 +147,19 @@ def _paths(partition: str, planned: "Sequence[PlannedImage]") -> "dict[tuple[str
     }
 
 
-def _sheet(audit: AuditedCheckpoint, table: pl.DataFrame) -> str:
-    from fbmem_core.report.pictures import contact_sheet
-
+def _tiles(audit: AuditedCheckpoint, table: pl.DataFrame) -> tuple[list[tuple[str, Image.Image]], int]:
+    """Captioned images, and how many stand in a row: two of each prompt, or one under each method, `none` first."""
     methods = table["method"].unique(maintain_order=True).to_list()
+    if methods and methods != [UNMITIGATED]:
+        keys = table.select("prompt_id", "seed").unique()
+        before = audit.read("generations", BASELINE).join(keys, on=["prompt_id", "seed"], how="semi")
+        table, methods = pl.concat([before, table]), [UNMITIGATED, *methods]
     of_each = 2 if len(methods) < 2 else 1
-    few = table.filter(pl.int_range(pl.len()).over("method", "prompt_id") < of_each).sort("prompt_id", "method", "seed")
+    order = pl.col("method").replace_strict(methods, range(len(methods)), return_dtype=pl.Int64)
+    few = table.filter(pl.int_range(pl.len()).over("method", "prompt_id") < of_each).sort("prompt_id", order, "seed")
     facts = few.head(_SHEET_TILES).select("method", "prompt_id", "seed", "path").iter_rows()
     tiles = [
         (f"{prompt_id} {seed}" if of_each > 1 else f"{method} {prompt_id}", open_image(audit.store, path))
         for method, prompt_id, seed, path in facts
     ]
-    return contact_sheet(tiles, columns=12 if of_each > 1 else len(methods))  # a row shows a prompt under each method
+    return tiles, 12 if of_each > 1 else len(methods)

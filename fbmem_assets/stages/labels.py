@@ -181,8 +181,7 @@ def count_references(audit: AuditedCheckpoint, arm: Arm, images: pl.DataFrame | 
 
 def label_table(audit: AuditedCheckpoint, arm: Arm = BASELINE) -> pl.DataFrame:
     """Generations per region, rule, (method,) kind of prompt and label; with a truth table also the true share."""
-    kinds = audit.read("prompts").select("prompt_id", pl.col("kind").fill_null(""))
-    table = audit.read("labels", arm).join(kinds, on="prompt_id", how="left")
+    table = audit.read("labels", arm).join(_kinds(audit), on="prompt_id", how="left")
     group = ["masking", "rule", *(["method"] if arm.is_mitigated else []), "kind"]
     counts = table.group_by(group).agg(
         *[(pl.col("label") == label).sum().alias(label) for label in SEVERITY],
@@ -194,12 +193,22 @@ def label_table(audit: AuditedCheckpoint, arm: Arm = BASELINE) -> pl.DataFrame:
     return counts.sort(group, descending=[True, *[False] * (len(group) - 1)])
 
 
+def _kinds(audit: AuditedCheckpoint) -> pl.DataFrame:
+    """Kinds of prompts: those of the truth file, by which true shares are counted, else those of the prompt file."""
+    kinds, truth = audit.read("prompts").select("prompt_id", "kind"), _truth(audit)
+    if truth is not None:
+        kinds = kinds.join(truth.select("prompt_id", true_kind="kind"), on="prompt_id", how="left")
+        is_named = pl.col("true_kind").fill_null("") != ""
+        kinds = kinds.select("prompt_id", kind=pl.when(is_named).then("true_kind").otherwise("kind"))
+    return kinds.with_columns(pl.col("kind").fill_null(""))
+
+
 def true_label_shares(audit: AuditedCheckpoint) -> pl.DataFrame:
     """Share of generations with their prompt's true label, per region, rule and kind; empty without a truth table."""
     truth = _truth(audit)
     if truth is None:
         return pl.DataFrame()
-    true_labels = truth.select("prompt_id", "kind", true_label="label")
+    true_labels = truth.select("prompt_id", true_label="label").join(_kinds(audit), on="prompt_id")
     table = audit.read("labels", BASELINE).join(true_labels, on="prompt_id", how="inner")
     shares = table.group_by("masking", "rule", "kind", "true_label").agg(
         (pl.col("label") == pl.col("true_label")).fill_null(False).mean().alias("true_share"),

@@ -16,7 +16,7 @@ from fbmem_assets.orchestration.checks import Verdict, table_check
 from fbmem_assets.orchestration.progress import track
 from fbmem_assets.orchestration.resources import AuditStore, segmenter_of
 from fbmem_assets.orchestration.shards import Part
-from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
+from fbmem_assets.orchestration.tables import markdown_table, picture, shown, table_asset, table_result
 from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint, ImageKey
 from fbmem_core.mitigation import UNMITIGATED
 from fbmem_core.store.images import has_image, image_path, open_image, save_png
@@ -162,6 +162,7 @@ def _write_masks(
         num_undecided=len(undecided),
         statuses=markdown_table([{"status": status, "images": count} for status, count in statuses.items()]),
         overlays=picture(contact_sheet(tiles, columns=12), "foregrounds"),
+        overlays_show=shown(len(tiles), len(images), "images") + "; what is not foreground is striped",
     )
 
 

@@ -42,7 +42,7 @@ def _sample_part(context: dg.OpExecutionContext, store: AuditStore, part: Part) 
 @table_asset(
     table="generations",
     stage=STAGE,
-    deps=["labels", "prompt_clusters", "neuron_sets"],
+    deps=["labels", "prompt_clusters", "neurons"],
     kinds={"torch"},
     name="mitigated_generations",
     shards=MITIGATED.shard,

@@ -13,6 +13,7 @@ from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import Part
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
 from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint, ImageKey
+from fbmem_core.rules import ranking_regions
 from fbmem_core.similarity import REGIONS
 from fbmem_core.store.batches import Batches
 from fbmem_core.store.locks import held
@@ -243,7 +244,7 @@ def _batches(audit: AuditedCheckpoint, arm: Arm) -> Batches:
 def _pieces(audit: AuditedCheckpoint, arm: Arm) -> dict[str, pl.DataFrame]:
     """The generations of each prompt and method, under a name that changes with all that their neighbors depend on."""
     settings = audit.config.similarity.model_dump(include={"size", "tau", "floor", "top_k", "alignment"})
-    settings["masking"] = arm.maskings(audit.config)
+    settings |= {"masking": arm.maskings(audit.config), "ranked_by": ranking_regions()}
     if audit.config.similarity.prefilter != "none":
         settings |= audit.config.similarity.model_dump(
             mode="json", include={"prefilter", "num_candidates", "descriptor_weights"}

@@ -64,7 +64,7 @@ def activation_statistics(context: dg.AssetExecutionContext, store: AuditStore) 
 @table_asset(
     table="similarity_thresholds", stage=STAGE, deps=["labels"], kinds={"torch"}, needs=needs.calibration_prompts
 )
-def similarity_threshold(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+def similarity_thresholds(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per checkpoint: calibrated on non-memorized prompts, or as the audit file says."""
     audit = store.open(context.partition_key)
     settings = audit.config.neurons
@@ -108,11 +108,11 @@ def _localize_part(context: dg.OpExecutionContext, store: AuditStore, part: Part
 @table_asset(
     table="neurons",
     stage=STAGE,
-    deps=["prompt_set", "activation_statistics", "similarity_threshold"],
+    deps=["prompts", "activation_statistics", "similarity_thresholds"],
     kinds={"torch"},
     work=_localize_part,
 )
-def neuron_sets(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+def neurons(context: dg.OpExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per (prompt_id, stage, layer, neuron): what NeMo finds. A prompt that has been searched is kept."""
     audit = store.open(context.partition_key)
     shards = [shard for shard, _, _ in _shards(audit)]
@@ -130,7 +130,7 @@ def neuron_sets(context: dg.OpExecutionContext, store: AuditStore) -> dg.Materia
     )
 
 
-@table_check(neuron_sets, severity=dg.AssetCheckSeverity.WARN)
+@table_check(neurons, severity=dg.AssetCheckSeverity.WARN)
 def non_memorized_prompts_have_no_neurons(audit: AuditedCheckpoint) -> Verdict:
     """Check that at most one in twenty of the prompts whose images are all labelled NM gets neurons."""
     non_memorized = set(audit.non_memorized_prompts)

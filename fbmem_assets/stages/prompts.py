@@ -10,7 +10,7 @@ import dagster as dg
 from fbmem_assets.orchestration.checks import Verdict, table_check
 from fbmem_assets.orchestration.progress import track
 from fbmem_assets.orchestration.resources import AuditStore
-from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
+from fbmem_assets.orchestration.tables import markdown_table, picture, shown, table_asset, table_result
 from fbmem_core.audit.config import Audit
 from fbmem_core.audit.results import AuditedCheckpoint
 from fbmem_core.errors import InputError
@@ -23,7 +23,7 @@ _SHEET_TILES = 60
 
 
 @table_asset(table="prompts", stage=STAGE)
-def prompt_set(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
+def prompts(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per prompt. Read from the audit's prompt file; rows that cannot be used are counted in `rejected`."""
     from fbmem_core.inputs.prompts import read_prompts
 
@@ -31,7 +31,7 @@ def prompt_set(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
     prompts, rejected = read_prompts(audit.config.prompts)
     _check_truth(audit.config, {prompt.prompt_id for prompt in prompts})
     audit.write("prompts", [{"audit": audit.config.name, **asdict(prompt)} for prompt in prompts])
-    audit.write("rejected", [{"stage": STAGE, **asdict(item)} for item in rejected], shard="prompt_set")
+    audit.write("rejected", [{"stage": STAGE, **asdict(item)} for item in rejected], shard="prompts")
     kinds = Counter(prompt.kind or "" for prompt in prompts)
     return table_result(
         audit,
@@ -42,7 +42,7 @@ def prompt_set(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Mater
     )
 
 
-@table_check(prompt_set, severity=dg.AssetCheckSeverity.WARN)
+@table_check(prompts, severity=dg.AssetCheckSeverity.WARN)
 def every_prompt_is_read_to_its_end(audit: AuditedCheckpoint) -> Verdict:
     """No prompt has more tokens than the model's text encoder reads: two that differ behind those give equal images."""
     from fbmem_core.diffusion.tokens import count_tokens
@@ -56,6 +56,18 @@ def every_prompt_is_read_to_its_end(audit: AuditedCheckpoint) -> Verdict:
     sentence = f"{len(cut)} of {len(prompts)} prompts have more than the {limit} tokens that are read: {names}"
     facts = {"prompts that are cut": len(cut), "tokens that are read": limit, "longest": longest, "prompt ids": names}
     return Verdict(not cut, sentence, facts)
+
+
+@table_check(prompts, severity=dg.AssetCheckSeverity.WARN)
+def every_kind_of_samples_is_there(audit: AuditedCheckpoint) -> Verdict:
+    """Check that each kind that `samples_by_kind` names is that of a prompt: it may be misspelt."""
+    named, kinds = list(audit.config.samples_by_kind), set(audit.read("prompts")["kind"].drop_nulls())
+    if not named:
+        return Verdict(None, "the audit file names no kind of prompts")
+    missing = [name for name in named if name not in kinds]
+    there = ", ".join(sorted(kinds)) or "none"
+    sentence = f"samples_by_kind names {', '.join(missing)}, which no prompt has; kinds of the prompts: {there}"
+    return Verdict(not missing, sentence if missing else f"all {len(named)} kinds of samples_by_kind have prompts")
 
 
 @table_asset(table="reference_images", stage=STAGE)
@@ -89,6 +101,7 @@ def reference_images(context: dg.AssetExecutionContext, store: AuditStore) -> dg
         num_rejected=len(left_out),
         statuses=markdown_table([{"status": status, "images": count} for status, count in statuses.items()]),
         contact_sheet=picture(contact_sheet(usable, columns=10), "references"),
+        contact_sheet_shows=shown(len(usable), len(references), "references"),
     )
 
 

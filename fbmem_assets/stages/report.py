@@ -15,7 +15,7 @@ from fbmem_core.store.views import VIEWS
 
 STAGE = "report"
 _AFTER = [
-    "one_to_many", "seed_agreement", "cluster_neuron_sets", "cluster_sensitivity", "detectors", "cluster_range",
+    "one_to_many", "seed_agreement", "cluster_neurons", "cluster_sensitivity", "detectors", "cluster_range",
     "domains",
     "foreground_traits", "checkpoint_consistency", "policy", "mitigated_one_to_many", "mitigation_scores",
     "image_quality", "attacks", "memorization_rates",

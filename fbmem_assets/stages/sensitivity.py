@@ -17,7 +17,7 @@ STAGE = "studies"
 @table_asset(
     table="cluster_sensitivity",
     stage=STAGE,
-    deps=["prompt_clusters", "neuron_sets", "mitigation_scores"],
+    deps=["prompt_clusters", "neurons", "mitigation_scores"],
     kinds={"scikitlearn"},
 )
 def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:

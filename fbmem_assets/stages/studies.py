@@ -47,7 +47,7 @@ def cluster_range(context: dg.AssetExecutionContext, store: AuditStore) -> dg.Ma
 @table_asset(
     table="studies",
     stage=STAGE,
-    deps=["prompt_clusters", "neuron_sets", "labels"],
+    deps=["prompt_clusters", "neurons", "labels"],
     name="domains",
     kinds={"scikitlearn"},
 )
@@ -96,7 +96,7 @@ def foreground_traits(context: dg.AssetExecutionContext, store: AuditStore) -> d
     return _result(audit, "foreground_probe", findings, plot)
 
 
-@table_asset(table="studies", stage=STAGE, deps=["neuron_sets", "labels", "one_to_many"], name="checkpoint_consistency")
+@table_asset(table="studies", stage=STAGE, deps=["neurons", "labels", "one_to_many"], name="checkpoint_consistency")
 def checkpoint_consistency(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
     """One row per other checkpoint of the same prompts and quantity: the same memory, the same neurons?"""
     from fbmem_core.evaluation.studies import consistency

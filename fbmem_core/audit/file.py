@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from fbmem_core.audit.config import Audit, SimilarityConfig
+from fbmem_core.audit.config import Audit
 from fbmem_core.errors import InputError
 from fbmem_core.inputs.addresses import is_url
+from fbmem_core.retrieval.settings import SimilarityConfig
 
 _SHORT = Repr()  # YAML's aliases can make a list whose text fills the memory
 _SHORT.maxlevel = 2

@@ -87,6 +87,12 @@ class AuditedCheckpoint:
 
     Raises:
         InputError: The partition was never registered in this store.
+
+    Example:
+        >>> import tempfile
+        >>> AuditedCheckpoint(Store(tempfile.mkdtemp()), "owl-0123")
+        Traceback (most recent call last):
+        fbmem_core.errors.InputError: Expected a registered partition, but got `owl-0123` in ...
     """
 
     def __init__(self, store: Store, partition: str) -> None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -275,7 +276,7 @@ def _schedule(step: int, num_steps: int) -> float:
     return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / num_steps)))
 
 
-def _load_state(path: Path, parts: dict, device: torch.device) -> int:
+def _load_state(path: Path, parts: dict[str, Any], device: torch.device) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, map_location=device, weights_only=True)
@@ -284,7 +285,7 @@ def _load_state(path: Path, parts: dict, device: torch.device) -> int:
     return int(state["step"])
 
 
-def _save_state(path: Path, parts: dict, step: int) -> None:
+def _save_state(path: Path, parts: dict[str, Any], step: int) -> None:
     partial = path.with_suffix(".partial")
     torch.save({"step": step} | {name: part.state_dict() for name, part in parts.items()}, partial)
     partial.replace(path)

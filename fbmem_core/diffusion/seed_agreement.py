@@ -21,7 +21,7 @@ from fbmem_core.diffusion.denoiser import Denoiser, denoiser_of
 from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.diffusion.schedule import Schedule, clean_from_output, noise_from_output
 from fbmem_core.errors import InputError
-from fbmem_core.labels import Label
+from fbmem_core.rules import Label
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

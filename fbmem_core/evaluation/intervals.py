@@ -142,6 +142,11 @@ def unit_mean(
 
     Raises:
         InputError: There is no value.
+
+    Example:
+        >>> result = unit_mean({"a": [1, 1], "b": [0], "c": [1], "d": [1, 1]})
+        >>> round(result.mean, 2), result.num_units, round(result.p_value, 2)
+        (0.83, 4, 0.25)
     """
     flat = [value for of_unit in values.values() for value in of_unit]
     if not flat:

@@ -11,7 +11,8 @@ import numpy as np
 
 from fbmem_core.errors import InputError
 from fbmem_core.evaluation.intervals import NUM_RESAMPLES, UnitMean, Verdict, unit_mean
-from fbmem_core.labels import SEVERITY, Label
+from fbmem_core.labels import SEVERITY
+from fbmem_core.rules import Label
 
 Weights = Literal["severity", "released"]
 Key = tuple[Hashable, Hashable]  # prompt_id, seed
@@ -68,6 +69,13 @@ def mitigation_score(
 
     Raises:
         InputError: No generation is labelled both before and after.
+
+    Example:
+        >>> before = {("owl", 0): "VM", ("owl", 1): "VM", ("cat", 0): "FM"}
+        >>> after = {("owl", 0): "NM", ("owl", 1): "VM", ("cat", 0): "NM"}
+        >>> result = mitigation_score(before, after)
+        >>> round(result.score, 2), round(result.achievable, 2), result.num_units
+        (1.17, 1.83, 2)
     """
     transitions = _matched(before, after)
     if not transitions:
@@ -121,10 +129,24 @@ def score_difference(
     """Two mitigations on the same generations: what their prompts have in common is in neither's favour.
 
     The intervals of two scores overlap long before this one holds 0, because most of their width is how much the
-    prompts differ. For arguments see `mitigation_score`; `rival` are the labels under the other mitigation.
+    prompts differ.
+
+    Args:
+        before: Labels without mitigation by (prompt_id, seed); None where undecided.
+        after: The same under one mitigation.
+        rival: The same under another.
+        units: See `mitigation_score`, as for the others.
+        num_resamples: Of the bootstrap.
+        seed: Of the bootstrap.
 
     Raises:
         InputError: No generation is labelled before and under both.
+
+    Example:
+        >>> before, after, rival = {("owl", 0): "VM"}, {("owl", 0): "NM"}, {("owl", 0): "BM"}
+        >>> result = score_difference(before, after, rival)
+        >>> result.difference, result.low, result.verdict
+        (0.5, None, 'cannot be told apart')
     """
     both = {key: labels for key, labels in _matched(rival, after).items() if before.get(key) is not None}
     if not both:

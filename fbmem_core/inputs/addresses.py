@@ -89,7 +89,7 @@ def open_stream(path: str) -> IO[bytes]:
     import fsspec
 
     try:
-        return fsspec.open(path, "rb").open()  # type: ignore[no-any-return]
+        return fsspec.open(path, "rb").open()
     except Exception as error:  # noqa: BLE001  each package of fsspec raises its own
         raise OSError(f"{type(error).__name__}: {error}") from None
 

@@ -147,7 +147,7 @@ def _open_session(model: str) -> Any:
     options = onnxruntime.SessionOptions()
     if model.endswith(".onnx"):
 
-        class AnyFileSession(U2netCustomSession):
+        class AnyFileSession(U2netCustomSession):  # type: ignore[misc]  # rembg has no types
             """rembg's custom-model session, less its rule that the file must lie in rembg's own folder."""
 
             @classmethod

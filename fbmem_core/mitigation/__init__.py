@@ -34,7 +34,14 @@ _BUILT_IN = {
 
 
 class Registry(Mapping[str, "type[Method]"]):
-    """Methods by name. A built-in one, and one of another package, is imported when it is first looked up."""
+    """Methods by name. A built-in one, and one of another package, is imported when it is first looked up.
+
+    Example:
+        >>> METHODS["nemo_c"].__name__, METHODS["fbmem_core.mitigation.nemo:Nemo"] is METHODS["nemo"]
+        ('NemoC', True)
+        >>> "no_such_method" in METHODS
+        False
+    """
 
     def __init__(self, targets: Mapping[str, str]) -> None:
         self._targets: dict[str, str | type[Method]] = dict(targets)

@@ -84,16 +84,19 @@ def localize(
             exceeds it then, the layer is refined again without the shortcut. None: every seed is asked.
         search: `groups` drops neurons of a layer in groups, see `refinement`; `exact` is NeMo's sequence, one by one.
     """
+    # 1. noise differences eps(x_T) - x_T of all seeds; a prompt is memorized where two of them are similar
     differences = step.noise_difference(condition)
     of_seed = pairwise_similarity(differences).amax(dim=1)
     seeds = (of_seed > threshold).nonzero()[:, 0]
     similarity = of_seed.max().item()
     if not len(seeds):
         return Localization(similarity)
+    # 2. initial selection: theta falls and k grows, round by round, until switching the neurons off breaks it
     test = BlockedSimilarity(step, condition, seeds, differences[seeds], statistics.layers, batch_size)
     rounds = _rounds(step, condition, statistics)
     number, initial_similarity = _search(test, rounds, threshold)
     initial, is_reached = rounds[number], initial_similarity <= threshold
+    # 3. refinement: what can be dropped without the similarity rising above what the selection reached
     allowed = threshold if is_reached else initial_similarity
     refined = _refine(test, initial, allowed, (seed_margin, search))
     return Localization(
@@ -155,10 +158,12 @@ def _refine(
     """Without what is not needed: whole layers, the deepest first, then groups of neurons or one by one."""
     seed_margin, search = how
     refine_layer = refine_in_groups if search == "groups" else _refine_layer
+    # whole layers: switched on again, one after the other, where the similarity stays allowed without them
     deepest_first = [layer for layer in reversed(test.layers) if neurons.at(layer)]
     for layer in deepest_first:
         if not test.exceeds(neurons.replaced(layer, ()), threshold, first_layer=layer, common=neurons):
             neurons = neurons.replaced(layer, ())
+    # single neurons of the layers that are left
     deepest_first = [layer for layer in deepest_first if neurons.at(layer)]
     for layer in deepest_first:
         if seed_margin is not None:

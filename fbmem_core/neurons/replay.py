@@ -76,7 +76,7 @@ def _beside(network: nn.Module, layer: str) -> Iterator[str]:
 @contextmanager
 def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     kept = module.__dict__.get("forward")  # of a hook of offloading, which replaces it too
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:

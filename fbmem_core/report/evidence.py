@@ -12,8 +12,11 @@ import numpy as np
 
 from fbmem_core.errors import InputError
 from fbmem_core.labels import SEVERITY
-from fbmem_core.report.intervals import share_over_prompts
-from fbmem_core.store.intervals import clopper_pearson
+from fbmem_core.report.elicitation import elicitations
+from fbmem_core.report.headline import headline
+from fbmem_core.report.measured import controls, copied_places
+from fbmem_core.report.mitigated import mitigation_grid, pareto
+from fbmem_core.report.settings_table import differing_settings
 from fbmem_core.store.tables import Store
 from fbmem_core.store.warehouse import connect
 
@@ -44,12 +47,16 @@ class Evidence:
         rejected: What the stages left out.
         similarities: By label, how similar the images are.
         thresholds: Labels by threshold.
+        controls: What pictures that copy nothing come to, by kind: rows of the table `thresholds`.
+        places: By prompt_id, the copied regions of its best image.
         checks: Rows of `checks`.
         records: Rows of `records`, in the order in which they began.
         reviews: Rows of `reviews`.
         agreement: Rows of `seed_agreement` beside the prompt's label.
-        attacks: By method and attack, how often it succeeded.
+        elicited: By model (as it is, or mitigated) and way, how often a copy was brought forth; see `elicitations`.
         mitigations: One row per method.
+        grid: By prompt, its copies under each method of `mitigations`.
+        pareto: By method, memory left against its price.
         changes: Against the checkpoint before it or another one.
         truncated: By list, how many rows it has beyond those that are shown.
     """
@@ -67,12 +74,16 @@ class Evidence:
     rejected: list[Row]
     similarities: dict[str, list[float]]
     thresholds: list[Row]
+    controls: list[Row]
+    places: dict[str, list[Row]]
     checks: list[Row]
     records: list[Row]
     reviews: list[Row]
     agreement: list[Row]
-    attacks: list[Row]
+    elicited: list[Row]
     mitigations: list[Row]
+    grid: list[Row]
+    pareto: list[Row]
     changes: Row
     truncated: dict[str, int] = field(default_factory=dict)
     created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -125,12 +136,13 @@ def gather(store: Store, checkpoint: str, *, compare: str | None = None, mitigat
             "undecided": undecided,
             "rejected": rejected,
         }
+        heading = headline(prompts, counts, audits[0])
         return Evidence(
             checkpoint=checkpoint,
             audit=audits[0],
             settings=json.loads(audits[0]["settings"]),
             counts=counts,
-            headline=headline(prompts, counts, audits[0]),
+            headline=heading,
             findings=[row | {"best": _best(row, images)} for row in copied[:_MAX_ROWS]],
             images=images,
             references=references[:_MAX_ROWS],
@@ -139,70 +151,21 @@ def gather(store: Store, checkpoint: str, *, compare: str | None = None, mitigat
             rejected=rejected[:_MAX_ROWS],
             similarities=_similarities(db, checkpoint),
             thresholds=_thresholds(db, checkpoint, audits[0]),
+            controls=controls(db, checkpoint),
+            places=copied_places(db, checkpoint, [_best(row, images) for row in copied[:_MAX_ROWS]]),
             checks=_rows(db, "SELECT * FROM checks WHERE checkpoint = ? ORDER BY checked_at", checkpoint),
             records=_rows(db, "SELECT * FROM records WHERE checkpoint = ? ORDER BY started_at", checkpoint),
             reviews=_rows(db, "SELECT * FROM reviews WHERE checkpoint = ? ORDER BY prompt_id, reviewer", checkpoint),
             agreement=_agreement(db, checkpoint),
-            attacks=_attacks(db, checkpoint),
+            elicited=elicitations(
+                db, checkpoint, num_copied=heading["num_prompts_copied"], num_prompts=heading["num_prompts"]
+            ),
             mitigations=list(mitigations),
+            grid=mitigation_grid(db, checkpoint, copied, [row["method"] for row in mitigations]),
+            pareto=pareto(mitigations),
             changes=_changes(db, checkpoint, compare),
             truncated={name: len(rows) - _MAX_ROWS for name, rows in lists.items() if len(rows) > _MAX_ROWS},
         )
-
-
-def headline(prompts: Sequence[Row], counts: dict[str, int], audit: Row) -> Row:
-    """Findings in one sentence with its intervals, and what it cannot say in another.
-
-    Args:
-        prompts: Rows of `prompt_findings`.
-        counts: Images by label.
-        audit: The row of `audits`.
-    """
-    copied = [row for row in prompts if row["k"]]
-    judged = [row for row in prompts if row["n"]]
-    num_copies, num_images = sum(row["k"] for row in judged), sum(row["n"] for row in judged)
-    kinds = {label: sum(row["best_label"] == label for row in copied) for label in ("VM", "FM", "BM")}
-    low, high = clopper_pearson(len(copied), len(judged)) if judged else (0.0, 1.0)
-    image_low, image_high = share_over_prompts([(row["k"], row["n"]) for row in judged])
-    if num_copies in (0, num_images):  # resampling what never varies says nothing: the prompts' own interval does
-        image_low, image_high = low, high
-    words = {"VM": "whole", "FM": "the foreground alone", "BM": "the background alone"}
-    parts = ", ".join(f"{kinds[label]} {words[label]}" for label in words if kinds[label])
-    if copied:
-        verb = "reproduces" if len(copied) == 1 else "reproduce"
-        sentence = f"{len(copied)} of {len(judged)} prompts {verb} training images: {parts}."
-    else:
-        sentence = f"None of {len(judged)} prompts reproduces a training image."
-    return {
-        "sentence": sentence,
-        "prompts": f"{len(copied)} of {len(judged)} prompts ({_percent(len(copied), len(judged))}, exact 95 % interval "
-        f"{low:.0%} to {high:.0%})",
-        "images": f"{num_copies} of {num_images} images are copies ({_percent(num_copies, num_images)}, 95 % interval "
-        f"{image_low:.0%} to {image_high:.0%}, resampled over prompts)",
-        "undecided": f"{counts['undecided']} images are undecided" if counts["undecided"] else "no image is undecided",
-        "limits": limits(audit),
-        "num_prompts": len(judged), "num_prompts_copied": len(copied), "num_images": num_images,
-        "num_copies": num_copies, "prompts_low": low, "prompts_high": high, "images_low": image_low,
-        "images_high": image_high, "kinds": kinds,
-    }  # fmt: skip
-
-
-def limits(audit: Row) -> str:
-    """Limits of the label NM, in one sentence."""
-    alignment = json.loads(audit["settings"]).get("similarity", {}).get("alignment")
-    searched = {
-        None: "copies that are mirrored, cropped, shifted or turned are not searched",
-        "none": "copies that are mirrored, cropped, shifted or turned are not searched",
-        "thorough": "mirrored, cropped, shifted, scaled and turned copies are searched as docs/similarity.md says",
-    }.get(alignment, f"copies that moved are searched as far as `alignment: {alignment}` goes (docs/similarity.md)")
-    return (
-        f"NM (no copy found) means that no copy was found among {audit['num_references']} references with "
-        f"{audit['samples_per_prompt']} seeds a prompt; {searched}. A training image that is no reference is not seen."
-    )
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.0%}" if whole else "-"
 
 
 def _badness(row: Row) -> tuple[float, float, float]:
@@ -286,24 +249,14 @@ def _agreement(db: duckdb.DuckDBPyConnection, checkpoint: str) -> list[Row]:
     return _rows(db, sql, checkpoint)
 
 
-def _attacks(db: duckdb.DuckDBPyConnection, checkpoint: str) -> list[Row]:
-    sql = """
-        SELECT method, attack, count(*) AS num_prompts, sum(num_attempts)::BIGINT AS num_attempts,
-          sum(num_returned)::BIGINT AS num_returned
-        FROM attacks WHERE checkpoint = ? GROUP BY method, attack ORDER BY method, attack
-    """
-    rows = _rows(db, sql, checkpoint)
-    for row in rows:
-        row["low"], row["high"] = clopper_pearson(row["num_returned"], row["num_attempts"])
-    return rows
-
-
 def _changes(db: duckdb.DuckDBPyConnection, checkpoint: str, compare: str | None) -> Row:
     """Prompts that changed, against the checkpoint before it, or another one by the same prompts' texts."""
     if compare is None:
         rows = _rows(db, "SELECT * FROM audit_diff WHERE checkpoint = ? AND change <> 'same'", checkpoint)
         rates = _rows(db, "SELECT * FROM memorization_rates WHERE checkpoint = ? AND previous IS NOT NULL", checkpoint)
-        return {"previous": rates[0]["previous"] if rates else None, "rows": rows, "rate": rates[0] if rates else None}
+        previous = rates[0]["previous"] if rates else None
+        differing = [] if previous is None else _differing(db, previous, checkpoint)
+        return {"previous": previous, "rows": rows, "rate": rates[0] if rates else None, "differing": differing}
     if not _rows(db, "SELECT 1 FROM audits WHERE checkpoint = ?", compare):
         raise InputError("an audited checkpoint to compare with", f"`{compare}`", cure="Give a partition of the store.")
     rows = _rows(db, _COMPARED, compare, checkpoint)
@@ -311,7 +264,14 @@ def _changes(db: duckdb.DuckDBPyConnection, checkpoint: str, compare: str | None
         "previous": compare,
         "rows": [row for row in rows if row["label_before"] != row["label_after"]],
         "rate": None,
+        "differing": _differing(db, compare, checkpoint),
     }
+
+
+def _differing(db: duckdb.DuckDBPyConnection, before: str, after: str) -> list[Row]:
+    sql = "SELECT checkpoint, settings FROM audit_settings WHERE checkpoint IN (?, ?)"
+    settings = {row["checkpoint"]: json.loads(row["settings"]) for row in _rows(db, sql, before, after)}
+    return differing_settings(settings.get(before, {}), settings.get(after, {}))
 
 
 _COMPARED = """

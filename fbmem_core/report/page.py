@@ -10,29 +10,30 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fbmem_core.report.cards import MAX_CARDS, cards_of
 from fbmem_core.report.colors import LOOKS, UNDECIDED
 from fbmem_core.report.evidence import Evidence
 from fbmem_core.report.panels import SIDE, THUMBNAIL, Panels
 from fbmem_core.report.redaction import redact
 from fbmem_core.report.reviews import VERDICTS, agreement_of_reviewers, summary_of_reviews
+from fbmem_core.report.settings_table import settings_rows
 from fbmem_core.store.tables import Store
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 REPORTS_DIR = "reports"
-_MAX_CARDS = 150
-_MAX_SEEDS = 24
+DAGSTER_URL = "http://localhost:3000"  # where `make dev` serves it
 _MAX_SIDE_BY_SIDE = 12
+_MAX_SHOWN = 36  # of near misses and of undecided images, those with a picture
+_METHOD = frozenset({"method", "score", "low", "high", "achievable"})
 _COLUMNS = (
     "prompt_id", "prompt", "kind", "k", "n", "share", "low", "high", "best_label", "best_reference_id",
     "best_similarity", "best_seed", "num_references", "reference_ids",
 )  # fmt: skip
 
 
-def write_report(
-    store: Store, evidence: Evidence, *, out: Path | None = None, redacted: bool = False, run_url: str | None = None
-) -> Path:
+def write_report(store: Store, evidence: Evidence, *, out: Path | None = None, redacted: bool = False) -> Path:
     """Write `report.html`, and `findings.csv` and `report.json` with the same numbers, beside each other.
 
     Args:
@@ -41,7 +42,6 @@ def write_report(
         out: Another file than `reports/<checkpoint>/report.html` below the store.
         redacted: Without pictures, texts, names and addresses: numbers and hashes alone, for those who may not see
             the works themselves.
-        run_url: Address of the run in Dagster, if there is one.
 
     Returns:
         The path of the HTML file.
@@ -49,7 +49,7 @@ def write_report(
     if redacted:
         evidence = redact(evidence)
     panels = None if redacted else Panels(store, evidence.checkpoint)
-    html = render(store, evidence, panels, run_url=run_url)
+    html = render(store, evidence, panels)
     contents = {"report.html": html, "findings.csv": _csv(evidence), "report.json": _json(evidence)}
     if out is not None:
         names = {"report.html": out.name, "findings.csv": f"{out.stem}.csv", "report.json": f"{out.stem}.json"}
@@ -61,15 +61,15 @@ def write_report(
     return paths[0]
 
 
-def render(store: Store, evidence: Evidence, panels: Panels | None, *, run_url: str | None = None) -> str:
+def render(store: Store, evidence: Evidence, panels: Panels | None) -> str:
     """The HTML of a report, self-contained."""
     template = _template("report.html.j2")
-    cards = [_card(row, evidence, panels) for row in evidence.findings[:_MAX_CARDS]]
+    cards = cards_of(evidence, panels)
     return template.render(
         e=evidence,
         cards=cards,
         strongest=[card for card in cards if card["pictures"]["generation"]][:6],
-        without_card=evidence.findings[_MAX_CARDS:],
+        without_card=evidence.findings[MAX_CARDS:],
         references=[_with_picture(row, panels) for row in evidence.references],
         changes=_changes(evidence, panels, store),
         looks=LOOKS,
@@ -77,13 +77,17 @@ def render(store: Store, evidence: Evidence, panels: Panels | None, *, run_url: 
         bars=_bars(evidence.counts),
         checks=_checks(evidence.checks),
         histogram=_histogram(evidence),
-        settings=_settings(evidence.settings),
+        settings=settings_rows(evidence.settings),
+        near=[_pair(row, panels, number) for number, row in enumerate(evidence.near)],
+        undecided_images=[_pair(row, panels, number) for number, row in enumerate(evidence.undecided)],
         reviewed=summary_of_reviews(evidence.reviews, len(evidence.findings)),
         kappas=agreement_of_reviewers(evidence.reviews),
+        ways=_ways(evidence),
+        columns=[name for name in (evidence.mitigations or [{}])[0] if name not in _METHOD],
         num_left_out=panels.num_left_out if panels is not None else 0,
         has_pictures=panels is not None,
         store=str(store.root),
-        run_url=run_url,
+        dagster_url=DAGSTER_URL,
         side=SIDE,
         thumbnail=THUMBNAIL,
         style=_asset("report.css"),
@@ -101,7 +105,7 @@ def render_review(store: Store, evidence: Evidence, *, token: str, message: str 
             "reference": panels.reference(row["best"]["reference_path"]),
             "reviews": [review for review in evidence.reviews if review["prompt_id"] == row["prompt_id"]],
         }
-        for row in evidence.findings[:_MAX_CARDS]
+        for row in evidence.findings[:MAX_CARDS]
     ]
     return _template("review.html.j2").render(
         e=evidence,
@@ -126,6 +130,7 @@ def _template(name: str) -> Template:
     )
     environment.filters |= {
         "percent": _percent,
+        "small": _small,
         "number": _number,
         "duration": _duration,
         "name_of_source": _name_of_source,
@@ -137,50 +142,22 @@ def _asset(name: str) -> str:
     return files("fbmem_core.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _card(row: dict[str, Any], evidence: Evidence, panels: Panels | None) -> dict[str, Any]:
-    """A finding with its pictures, its seeds and its references."""
-    best, images = row["best"], evidence.images[row["prompt_id"]]
-    pictures: dict[str, str | None] = dict.fromkeys(
-        ("generation", "reference", "foreground", "reference_foreground", "difference")
-    )
-    if panels is not None:
-        pictures = {
-            "generation": panels.generation(best),
-            "reference": panels.reference(best["reference_path"]),
-            "foreground": panels.foreground(best),
-            "reference_foreground": panels.reference_foreground(best),
-            "difference": panels.difference(best),
-        }
-    seeds = [
-        image | {"picture": panels.generation(image, side=THUMBNAIL) if panels is not None else None}
-        for image in images[:_MAX_SEEDS]
-    ]
-    counts: dict[str, int] = {}
-    for image in images:
-        if image["is_copy"]:
-            counts[image["reference_id"]] = counts.get(image["reference_id"], 0) + 1
-    regions = [
-        {"name": name, "similarity": best[f"{name}_similarity"], "reference_id": best[f"{name}_reference_id"]}
-        for name in ("full", "foreground", "background")
-    ]
-    return row | {
-        "pictures": pictures, "seeds": seeds, "num_more_seeds": len(images) - len(seeds), "regions": regions,
-        "reference_counts": sorted(counts.items(), key=lambda item: -item[1]), "anchor": row["prompt_id"],
-        "is_near_threshold": abs(best["margin"] or 1.0) < 0.05, "change": _change_of(row["prompt_id"], evidence),
-        "reviews": [review for review in evidence.reviews if review["prompt_id"] == row["prompt_id"]],
-        "sql": f"select * from findings where checkpoint = '{evidence.checkpoint}' and prompt_id = "
-        f"'{str(row['prompt_id']).replace(chr(39), chr(39) * 2)}'",
-        "reproduce": f"fbmem reproduce {row['prompt_id']}/{best['seed']} --partition {evidence.checkpoint}",
-    }  # fmt: skip
-
-
-def _change_of(prompt_id: str, evidence: Evidence) -> str:
-    return next((row["change"] for row in evidence.changes["rows"] if row["prompt_id"] == prompt_id), "")
-
-
 def _with_picture(row: dict[str, Any], panels: Panels | None) -> dict[str, Any]:
     path = row["reference_path"]
     return row | {"picture": panels.reference(path, side=THUMBNAIL) if panels is not None else None}
+
+
+def _ways(evidence: Evidence) -> list[dict[str, Any]]:
+    """Ways of elicitation that were tried, each once."""
+    return list({row["way"]: row for row in evidence.elicited}.values())
+
+
+def _pair(row: dict[str, Any], panels: Panels | None, number: int) -> dict[str, Any]:
+    """An image beside the reference that it is nearest to; only the first ones have pictures."""
+    if panels is None or number >= _MAX_SHOWN:
+        return row | {"picture": None, "reference_picture": None}
+    reference = panels.reference(row["reference_path"], side=THUMBNAIL)
+    return row | {"picture": panels.generation(row, side=THUMBNAIL), "reference_picture": reference}
 
 
 def _changes(evidence: Evidence, panels: Panels | None, store: Store) -> list[dict[str, Any]]:
@@ -240,31 +217,6 @@ def _histogram(evidence: Evidence) -> dict[str, Any]:
     return {"bars": bars, "most": most, "width": 100 / bins}
 
 
-def _settings(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Settings with their defaults; those of an audit that have none always differ."""
-    from fbmem_core.audit.config import Audit
-
-    defaults: dict[str, Any] = {}
-    for name, information in Audit.model_fields.items():
-        default = information.get_default(call_default_factory=True)
-        defaults[name] = default.model_dump(mode="json") if hasattr(default, "model_dump") else default
-    rows = []
-    for name, value in sorted(_flat(settings).items()):
-        default = _flat(defaults).get(name)
-        rows.append({"name": name, "value": value, "is_default": value == default})
-    return rows
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
 def _csv(evidence: Evidence) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -286,6 +238,10 @@ def _name_of_source(source: str) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
+
+
+def _small(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _number(value: float | None, digits: int = 3) -> str:

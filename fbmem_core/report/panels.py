@@ -39,6 +39,10 @@ class Panels:
         """The image of a row of `findings`."""
         return self._uri(self._open(row["path"]), side)
 
+    def file(self, path: str | None, *, side: int = SIDE) -> str | None:
+        """A picture below the store."""
+        return self._uri(self._open(path), side)
+
     def reference(self, path: str | None, *, side: int = SIDE) -> str | None:
         """A reference by the path of its file."""
         return self._uri(_reference(path), side)
@@ -51,27 +55,55 @@ class Panels:
         """The foreground of a row's reference on grey."""
         return self._cut(_reference(row["reference_path"]), self._reference_masks.get(row["reference_id"]))
 
+    def background(self, row: dict[str, Any]) -> str | None:
+        """The background of a row's image, its foreground in grey."""
+        return self._cut(self._open(row["path"]), row["mask_path"], inverted=True)
+
+    def reference_background(self, row: dict[str, Any]) -> str | None:
+        """The background of a row's reference, its foreground in grey."""
+        matte = self._reference_masks.get(row["reference_id"])
+        return self._cut(_reference(row["reference_path"]), matte, inverted=True)
+
+    def as_compared(self, row: dict[str, Any]) -> str | None:
+        """A row's reference as it was moved for the comparison; None where it was not."""
+        from fbmem_core.report.maps import aligned
+
+        reference, image = _reference(row["reference_path"]), self._open(row["path"])
+        if reference is None or image is None or row["transform"] in (None, "whole"):
+            return None
+        return self._uri(Image.fromarray(aligned(image, reference, row["transform"])[1]), SIDE)
+
     def difference(self, row: dict[str, Any]) -> str | None:
         """Map of the difference between image and reference: dark where they are alike, bright where they are not."""
-        images = [self._open(row["path"]), _reference(row["reference_path"])]
-        if images[0] is None or images[1] is None:
+        image, reference = self._open(row["path"]), _reference(row["reference_path"])
+        if image is None or reference is None:
             return None
-        generated, reference = (
-            np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS), dtype=np.float32)
-            for image in images
-            if image is not None
-        )
         from matplotlib import colormaps
 
-        values = np.abs(generated - reference).mean(axis=2) / 255
+        from fbmem_core.report.maps import aligned
+
+        x, y, _ = aligned(image, reference, row["transform"])
+        values = np.abs(x.astype(np.float32) - y.astype(np.float32)).mean(axis=2) / 255
         colored = colormaps["inferno"](np.clip(values * 2, 0, 1))[..., :3]
         return self._uri(Image.fromarray((colored * 255).astype(np.uint8)), SIDE)
 
-    def _cut(self, image: Image.Image | None, mask_path: str | None) -> str | None:
+    def copies(self, row: dict[str, Any]) -> tuple[str | None, list[dict[str, Any]]]:
+        """The copy map of a row's image, and how much of each of its regions is copied; see `map_of_copies`."""
+        from fbmem_core.report.maps import map_of_copies
+
+        image, reference = self._open(row["path"]), _reference(row["reference_path"])
+        if image is None or reference is None:
+            return None, []
+        matte = self._open(row["mask_path"])
+        picture, places = map_of_copies(image, reference, transform=row["transform"], matte=matte)
+        return self._uri(picture, SIDE), places
+
+    def _cut(self, image: Image.Image | None, mask_path: str | None, *, inverted: bool = False) -> str | None:
         matte = self._open(mask_path)
         if image is None or matte is None:
             return None
         alpha = np.asarray(matte.convert("L").resize(image.size), dtype=np.float32)[..., None] / 255
+        alpha = 1 - alpha if inverted else alpha
         pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
         return self._uri(Image.fromarray((pixels * alpha + _GREY * (1 - alpha)).astype(np.uint8)), SIDE)
 

@@ -30,9 +30,12 @@ def contact_sheet(
 
 
 def overlay(image: Image.Image, alpha: np.ndarray) -> Image.Image:
-    """The image with its background tinted, so that the foreground stands out. `alpha` is [h, w] in [0, 1]."""
+    """Image with its background in stripes of two colors, one of which any picture shows. `alpha` is [h, w], 0 to 1."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    tinted = 0.4 * pixels + 0.6 * _OUTSIDE
+    rows, columns = np.indices(alpha.shape)
+    width = max(2, min(alpha.shape) // 24)
+    stripes = np.where(((rows + columns) // width % 2 == 0)[..., None], _OUTSIDE, 255.0)
+    tinted = 0.4 * pixels + 0.6 * stripes
     mixed = pixels * alpha[..., None] + tinted * (1 - alpha[..., None])
     return Image.fromarray(mixed.astype(np.uint8))
 

@@ -9,8 +9,8 @@ from fbmem_core.report.evidence import Evidence
 
 WITHHELD = "withheld"
 _TEXTS = frozenset({
-    "prompt", "reference_url", "reference_caption", "path", "mask_path", "reference_path", "best_path", "source",
-    "comment", "kind", "settings",
+    "prompt", "reference_url", "reference_caption", "path", "mask_path", "map_path", "reference_path", "best_path",
+    "source", "comment", "kind", "settings",
 })  # fmt: skip
 _PROMPTS = frozenset({"prompt_id", "best_prompt_id"})
 _REFERENCES = frozenset({
@@ -37,11 +37,14 @@ def redact(evidence: Evidence) -> Evidence:
         return value
 
     lists = {name: clean(getattr(evidence, name)) for name in ("findings", "references", "near", "undecided")}
-    lists |= {name: clean(getattr(evidence, name)) for name in ("reviews", "agreement", "changes", "records")}
+    lists["places"] = {clean(name, "prompt_id"): clean(rows) for name, rows in evidence.places.items()}
+    lists |= {name: clean(getattr(evidence, name)) for name in ("reviews", "agreement", "changes", "records", "grid")}
     images = {clean(prompt_id, "prompt_id"): clean(rows) for prompt_id, rows in evidence.images.items()}
     rejected = [row | {"item": WITHHELD, "reason": row["reason"].split(":")[0]} for row in evidence.rejected]
     kept = {"sampling", "similarity", "agreement", "neurons", "diff", "samples_per_prompt"}
     settings = {name: value for name, value in evidence.settings.items() if name in kept}
+    differing = [row for row in lists["changes"]["differing"] if row["name"].split(".")[0] in kept - {"neurons"}]
+    lists["changes"] = lists["changes"] | {"differing": differing}
     settings["neurons"] = {n: v for n, v in settings.get("neurons", {}).items() if n != "non_memorized_prompts"}
     audit = clean(evidence.audit) | {"segmenter": evidence.audit["segmenter"].rpartition("/")[2]}
     return replace(evidence, audit=audit, settings=settings, images=images, rejected=rejected, **lists)

@@ -1,6 +1,9 @@
 """Bounds of similarities: pairs are compared from the coarsest scale on, and what is multiplied so far is a bound.
 
-Only pairs whose bound still reaches what is asked for go on to the next finer scale; see `neighbors`.
+MS-SSIM is prod_j f_j ^ w_j over scales j, with 0 <= f_j <= 1 and weights w_j of sum 1. After the coarsest scales the
+product of the known factors, with 1 for each that is missing, is a bound from above: no finer scale can raise it, and
+one without texture, which is left out, gives the others larger exponents and so lowers it. Only pairs whose bound still
+reaches what is asked for go on to the next finer scale; see `neighbors`.
 """
 
 from __future__ import annotations
@@ -59,17 +62,20 @@ class _Table:
         columns = pairs.any(dim=0).nonzero()[:, 0]
         if not len(columns):
             return
+        # 1. statistics of the generations that take part, in blocks that fit into memory
         by = comparison(self._measure, self._device)
         floats = self._y(scale, columns[:1]).numel()
         for rows in pairs.any(dim=1).nonzero()[:, 0].split(max(1, _STATISTICS_BYTES // (16 * floats))):
             # a few at a time, as making them takes several times their memory
             parts = rows.split(max(1, by.chunk_floats // floats))
             x = joined([by.statistics(self._x(scale, part)) for part in parts])
+            # 2. those of the references, chunk by chunk, and the factors of the pairs of both
             of_rows = pairs[rows]
             for used in of_rows.any(dim=0).nonzero()[:, 0].split(max(1, by.chunk_floats // floats)):
                 y = by.statistics(self._y(scale, used))
                 indexes = of_rows[:, used].nonzero()
                 at = (rows[indexes[:, 0]], used[indexes[:, 1]])
+                # 3. multiply f_j ^ w_j into the product of each pair; luminance counts at the coarsest scale of texture
                 factors, textures = by.factors(x, y, indexes, self._state.is_first(at))
                 self._state.multiply(scale, factors, textures, at)
         self._next[pairs] -= 1

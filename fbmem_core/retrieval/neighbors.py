@@ -22,6 +22,7 @@ from fbmem_core.retrieval.bounds import COARSEST, PARTS, PairBounds
 from fbmem_core.retrieval.image_sets import WHOLE, ImageSet
 from fbmem_core.retrieval.planes import Planes
 from fbmem_core.retrieval.settings import FLOOR_BELOW_TAU
+from fbmem_core.rules import ranking_regions
 from fbmem_core.similarity import REGIONS, Masking
 
 FLOOR = TAU - FLOOR_BELOW_TAU
@@ -59,12 +60,13 @@ def nearest_references(
     Args:
         generations: The images that are asked about.
         references: The images among which they are looked for; their `Planes` where they are asked for again.
-        region: Which definition of region similarity; see `region_similarity`.
+        masking: Definition of region similarity; see `region_similarity`.
         top_k: How many per criterion with floor 0. 0: none below the floor, which is enough for labels.
         floor: Every reference of at least this similarity is found. Where there is none, the one that looks nearest at
             the coarse scales is given. 0: the first `top_k`, and every reference of at least `tau`.
-        tau: The similarity from which on a region counts as copied. Where one is, the reference of the highest average
-            is found whatever the floor, because rule `release` labels by it. So labels are exact.
+        tau: The similarity from which on a region counts as copied. Where one is, the reference that is highest by
+            each of `rules.ranking_regions()` is found whatever the floor: rule `released` labels by the highest average
+            alone. So labels are exact.
         candidates: By generation id, the references that are looked at; all by default. Of the others nothing is known,
             so no neighbor of such a generation is complete.
         device: Where to compute; given `Planes` stay where they are.
@@ -76,6 +78,16 @@ def nearest_references(
 
     Raises:
         InputError: The sizes of the sets differ, or the floor is above `tau`.
+
+    Example:
+        >>> import numpy as np
+        >>> pixels = np.random.default_rng(0).integers(256, size=(2, 176, 176, 3), dtype=np.uint8)
+        >>> alphas = np.zeros((2, 176, 176), np.uint8)
+        >>> alphas[:, 40:120, 40:120] = 255
+        >>> references = ImageSet(("owl", "cat"), pixels, alphas, np.array([True, True]))
+        >>> [(name, neighbors)] = nearest_references(references.select([1]), references)
+        >>> [(n.region, n.reference_id, round(n.similarity, 2)) for n in neighbors if n.rank == 1]
+        [('full', 'cat', 1.0), ('foreground', 'cat', 1.0), ('background', 'cat', 1.0), ('average', 'cat', 1.0)]
     """
     query = _Query(floor, top_k, tau)
     for table in _tables(generations, _planes(references, masking, device)):
@@ -174,12 +186,12 @@ def _search(
         for region in REGIONS:
             _resolve_nearest(table, region, floor)
     copied = _copied(table, query.tau)
-    if bool(copied.any()):
-        table.resolve("average", copied)
-        best = table.exact_values("average").amax(dim=1, keepdim=True).clamp_min(0.0)
-        least_average = {"average": torch.where(copied.any(dim=1, keepdim=True), best, 2.0)}
+    for region in ranking_regions() if bool(copied.any()) else ():
+        table.resolve(region, copied)
+        best = table.exact_values(region).amax(dim=1, keepdim=True).clamp_min(0.0)
+        least_highest = {region: torch.where(copied.any(dim=1, keepdim=True), best, 2.0)}
         for scale in reversed(range(COARSEST + 1)):
-            table.descend(least_average, scale)
+            table.descend(least_highest, scale)
     return _neighbors(table, query)
 
 
@@ -189,7 +201,7 @@ def _neighbors(table: PairBounds, query: _Query) -> Iterator[list[Neighbor]]:
     for region in REGIONS:
         exact = table.exact_values(region)
         least = torch.full((table.shape[0],), query.top_k if query.floor == 0 else min(query.top_k, 1))
-        if region == "average":
+        if region in ranking_regions():
             least = torch.maximum(least, copied.cpu().to(least.dtype))
         # rounded, so that equal references keep their order whatever batch they were compared in
         columns = exact.div(_SAME).round().argsort(dim=1, descending=True, stable=True)

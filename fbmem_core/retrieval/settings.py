@@ -7,8 +7,9 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from fbmem_core.labels import BETA, TAU, Rule
+from fbmem_core.labels import BETA, TAU
 from fbmem_core.retrieval.descriptors import DESCRIPTORS
+from fbmem_core.rules import DEFAULT_RULE, rule_names
 from fbmem_core.settings import DEVICE_PATTERN, Section, as_list
 from fbmem_core.similarity import MIN_SIDE, Alignment, Masking
 
@@ -25,7 +26,7 @@ class SimilarityConfig(Section):
 
     size: int = Field(512, ge=MIN_SIDE, le=4096)
     masking: Annotated[list[Masking], BeforeValidator(as_list), Field(min_length=1)] = ["masked"]
-    rule: Annotated[list[Rule], BeforeValidator(as_list), Field(min_length=1)] = ["per_region"]
+    rule: Annotated[list[str], BeforeValidator(as_list), Field(min_length=1)] = [DEFAULT_RULE]
     tau: float = Field(TAU, gt=0, le=1)
     beta: float = Field(BETA, ge=0, lt=0.5)
     top_k: int = Field(5, ge=1)
@@ -41,6 +42,13 @@ class SimilarityConfig(Section):
     def lowest(self) -> float:
         """The floor: every reference of at least this similarity is found. tau - 0.2 unless the file says otherwise."""
         return max(self.tau - FLOOR_BELOW_TAU, 0.0) if self.floor is None else self.floor
+
+    @field_validator("rule")
+    @classmethod
+    def _rules_are_registered(cls, rules: list[str]) -> list[str]:
+        if unknown := [rule for rule in rules if rule not in rule_names()]:
+            raise ValueError(f"to be of {', '.join(rule_names())}, not `{unknown[0]}`")
+        return rules
 
     @field_validator("descriptor_weights")
     @classmethod

@@ -1,6 +1,9 @@
 """The loops of `fused`, compiled by numba; one thread each. Arrays are float32 and contiguous, see `fused` for shapes.
 
 A pair's planes are blurred line by line: across into a ring of as many lines as the window has, then down the ring.
+Notation: mx, my are window means of two images (mu_x, mu_y), hx, hy window variances + C2 / 2 (sigma^2 + C2 / 2), so
+that contrast-structure is cs = (2 sigma_xy + C2) / (hx + hy), and luminance l = (2 mu_x mu_y + C1) / (mu_x^2 + mu_y^2 +
+C1) (Wang, Simoncelli and Bovik 2003, equations 6 to 8, with C3 = C2 / 2).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from fbmem_core.similarity import ms_ssim
 from fbmem_core.similarity.gaussian import WINDOW_SIZE, kernel
 
 _REACH = WINDOW_SIZE // 2
+# half of the symmetric window: weights at distance 5 to 0 of its middle
 _K0, _K1, _K2, _K3, _K4, _K5 = (np.float32(weight) for weight in kernel()[: _REACH + 1])
 # of this width, or the sums of the loops would be of twice that
 _C1, C2, ZERO, HALF, TWO = (np.float32(value) for value in (ms_ssim.C1, ms_ssim.C2, 0, 0.5, 2))
@@ -99,16 +103,20 @@ def moments(planes, means, halves, alone):  # type: ignore[no-untyped-def]
     for k in range(len(planes)):
         alone[k] = 0
         for r in range(height + 10):
+            # 1. blur the line and its squares across
             line = planes[k, r]
             for i in range(width + 10):
                 squares[i] = line[i] * line[i]
             across(line, rings[0, r % 11], width)
             across(squares, rings[1, r % 11], width)
             if r >= 10:
+                # 2. blur down: E[x] and E[x^2]
                 mean, half = means[k, r - 10], halves[k, r - 10]
                 down(rings[0], r - 10, mean, width)
                 down(rings[1], r - 10, half, width)
+                # 3. sigma^2 = E[x^2] - E[x]^2
                 _subtract_product(half, mean, mean)
+                # 4. cs against an image of zeros, of which variance and covariance are 0: C2 / (sigma^2 + C2)
                 total = ZERO
                 for i in range(width):
                     half[i] += HALF * C2
@@ -140,7 +148,7 @@ def brighten(cs, mx, my, middle):  # type: ignore[no-untyped-def]
 def _plain_line(line, x, y, bright):  # type: ignore[no-untyped-def]
     """The sum of cs over the windows of a line, from blurred products; x and y are (means, variances)."""
     (mx, hx), (my, hy) = x, y
-    _subtract_product(line, mx, my)
+    _subtract_product(line, mx, my)  # sigma_xy = E[xy] - E[x] E[y]
     for i in range(len(line)):
         line[i] = (TWO * line[i] + C2) / (hx[i] + hy[i])
     if bright:
@@ -169,12 +177,17 @@ def plain(x, y, pairs, bright, factors, masses):  # type: ignore[no-untyped-def]
     ring, line = np.empty((11, width), np.float32), np.empty(width + 10, np.float32)
     product = np.empty(width, np.float32)
     for k in range(len(pairs)):
+        # 1. outside the windows in which both images show anything, one image is zeros: their cs is known from
+        # `moments`, so the loop runs over the common box alone
         i, j = pairs[k]
         top, bottom, left, right = common_box(bx[i], by[j], bright[k], height, width)
         num, inside = right - left, (bottom - top) * (right - left)
         for c in range(3):
+            # 2. outside, cs is that of the image that shows something against zeros; the term of the other is 1 and
+            # is taken off
             total = 0.0 if inside == height * width else ax[i, c] + ay[j, c] - (height * width - inside)
             for r in range(top, bottom + 10 if inside else top):
+                # 3. blur the products xy: across, then down the ring
                 u, v = px[i, c, r, left:], py[j, c, r, left:]
                 for at in range(num + 10):
                     line[at] = u[at] * v[at]
@@ -184,6 +197,7 @@ def plain(x, y, pairs, bright, factors, masses):  # type: ignore[no-untyped-def]
                     down(ring, o, product, num)
                     of_x = (mx[i, c, o, left:right], hx[i, c, o, left:right])
                     of_y = (my[j, c, o, left:right], hy[j, c, o, left:right])
+                    # 4. inside the box the pair's own cs takes the place of those against zeros
                     total += _plain_line(product[:num], of_x, of_y, bright[k])
                     if inside != height * width:
                         total -= _against_nothing(of_x[1], of_y[1])

@@ -32,7 +32,7 @@ def shared(x, y, pairs, with_luminance, min_area, factors, textures):  # type: i
                 shown += u[at] * v[at]
             if shown == ZERO:
                 continue
-            area += shown
+            area += float(shown)
             for c in range(13):
                 down(rings[c], r - 10, lines[c], num)
             for at in range(num):

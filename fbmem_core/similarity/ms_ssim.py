@@ -205,11 +205,23 @@ def ms_ssim(
     multiplied per channel and channels averaged last, as in pytorch-msssim. torchmetrics averages channels first and
     counts reflected windows at the coarsest scale; see docs/similarity.md.
 
+    Args:
+        x: One image of each pair.
+        y: The other, of the same size.
+        scale_weights: Exponents of the scales, the finest first.
+
     Returns:
         Similarities in [0, 1], 1 for identical images.
 
     Raises:
         InputError: Shapes differ, or a side is too small for that many scales (161 px for five).
+
+    Example:
+        >>> images = torch.rand(2, 3, 176, 176, generator=torch.Generator().manual_seed(0))
+        >>> ms_ssim(images, images)
+        tensor([1., 1.])
+        >>> [round(value, 2) for value in ms_ssim(images, images.flip(0)).tolist()]
+        [0.07, 0.07]
     """
     check_shapes(x, y)
     plain, num_scales = Plain(), len(scale_weights)

@@ -53,8 +53,24 @@ def region_similarity(
     each compared over its own place in both images; the background is what both mattes leave clear, so that a moved
     object does not count against it. A matte of NaN is undecided, and so is a region without texture.
 
+    Args:
+        x: Generations, one of each pair.
+        y: References, the same number at the same size.
+        alpha_x: Mattes of `x`.
+        alpha_y: Mattes of `y`.
+        masking: `masked` or `composite`.
+
     Raises:
         InputError: Shapes differ, a masking is unknown, or a side is under 161 px.
+
+    Example:
+        >>> images = torch.rand(1, 3, 176, 176, generator=torch.Generator().manual_seed(0))
+        >>> mattes = torch.zeros(1, 1, 176, 176)
+        >>> mattes[..., 40:120, 40:120] = 1
+        >>> pasted = images * mattes + (1 - images) * (1 - mattes)  # another background
+        >>> similarity = region_similarity(pasted, images, mattes, mattes)
+        >>> round(similarity.foreground.item(), 2), round(similarity.background.item(), 2)
+        (1.0, 0.0)
     """
     check_shapes(x, y)
     check_shapes(alpha_x, alpha_y)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,7 +96,9 @@ def _run_minisign(arguments: list[str], key: Path) -> None:
         raise InputError("a key of minisign", "no such file", where=key, cure="Make one: `minisign -G`.")
     if shutil.which("minisign") is None:
         raise InputError("the command minisign", "none", cure="Install it, for example `apt-get install minisign`.")
-    done = subprocess.run(["minisign", *arguments], capture_output=True, text=True, check=False)
+    # on a terminal it asks for the key's password, on standard error: standard output is for results
+    shown = {"stdout": 2, "stderr": 2} if sys.stdin.isatty() else {"capture_output": True}
+    done = subprocess.run(["minisign", *arguments], text=True, check=False, **shown)  # type: ignore[call-overload]
     if done.returncode:
         reason = (done.stderr or done.stdout).strip() or f"status {done.returncode}"
         raise InputError("a signature that minisign accepts", reason, where=key, cure="Check key and manifest.")

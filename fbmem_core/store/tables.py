@@ -48,6 +48,15 @@ class Store:
         root: Where it lies: a folder, or the path of an object store with the same methods (universal_pathlib).
         local: A folder of this machine for what no object store can hold: memory-mapped planes (`cache/`), locks and
             Dagster's own database. The root itself, unless that is a URL.
+
+    Example:
+        >>> import tempfile
+        >>> store = Store(tempfile.mkdtemp())
+        >>> row = {"stage": "masks", "item": "owl.png", "reason": "its matte is undecided"}
+        >>> store.write("rejected", "my-model-0123", [row])
+        1
+        >>> store.read("rejected", "my-model-0123")["item"].to_list()
+        ['owl.png']
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -142,7 +151,9 @@ class Store:
             except _BROKEN as error:
                 cure = f"Remove it and materialize `{table}` again."
                 raise InputError("a readable Parquet file", f"{error}", where=path, cure=cure) from None
-        return pl.concat([pl.DataFrame(pl.from_arrow(rows)) for rows in parts]).sort(spec.key)
+        frames = [pl.DataFrame(pl.from_arrow(rows)) for rows in parts]
+        # a column that an older version did not write is null, one that is no longer written is left out
+        return pl.concat(frames, how="diagonal").select(spec.schema.names).sort(spec.key)
 
     def partitions(self, table: str) -> list[str]:
         """The partitions of which a table holds anything, sorted."""

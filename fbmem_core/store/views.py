@@ -54,6 +54,7 @@ _FINDING = {
     "full_reference_id": "reference of the highest full similarity",
     "foreground_reference_id": "reference of the highest foreground similarity",
     "background_reference_id": "reference of the highest background similarity",
+    "transform": "the reference as it was compared: whole, center crop, or how it was moved",
     "foreground_fraction": "share of the image that is foreground",
     "path": "file of the image, below the store",
     "sha256": "of the image",
@@ -87,8 +88,8 @@ WITH nearest AS (
 SELECT n.checkpoint, {method_column} n.prompt_id, p.prompt, p.kind, n.seed, n.label, n.label <> 'NM' AS is_copy,
   n.region, n.reference_id, n.similarity, n.similarity - n.tau AS margin, {elicited_by} AS elicited_by,
   n.full_similarity, n.foreground_similarity, n.background_similarity, n.full_reference_id, n.foreground_reference_id,
-  n.background_reference_id, m.foreground_fraction, g.path, g.sha256, m.path AS mask_path, r.path AS reference_path,
-  r.sha256 AS reference_sha256, r.url AS reference_url, r.caption AS reference_caption
+  n.background_reference_id, n.transform, m.foreground_fraction, g.path, g.sha256, m.path AS mask_path,
+  r.path AS reference_path, r.sha256 AS reference_sha256, r.url AS reference_url, r.caption AS reference_caption
 FROM named n
 LEFT JOIN prompts p ON p.checkpoint = n.checkpoint AND p.prompt_id = n.prompt_id
 LEFT JOIN generations g ON g.checkpoint = n.checkpoint AND g.method = n.method AND g.prompt_id = n.prompt_id
@@ -131,12 +132,13 @@ WITH made AS (
     max(fbmem_version) FILTER (asset = 'labels') AS fbmem_version, max("commit") FILTER (asset = 'labels') AS "commit",
     max(python) FILTER (asset = 'labels') AS python, max(torch) FILTER (asset = 'generations') AS torch,
     max(diffusers) FILTER (asset = 'generations') AS diffusers, max(device) FILTER (asset = 'generations') AS device,
+    max(run_id) FILTER (asset = 'labels') AS run_id,
     count(DISTINCT settings_sha256) = 1 AS is_uniform
   FROM records GROUP BY checkpoint
 )
 SELECT c.checkpoint, c.audit, c.source, c.revision, c.architecture, c.fingerprint, c.created_at,
-  s.* EXCLUDE (checkpoint), m.fbmem_version, m."commit", m.python, m.torch, m.diffusers, m.device, m.started_at,
-  m.seconds, m.is_uniform
+  s.* EXCLUDE (checkpoint), m.fbmem_version, m."commit", m.python, m.torch, m.diffusers, m.device, m.run_id,
+  m.started_at, m.seconds, m.is_uniform
 FROM checkpoints c JOIN audit_settings s USING (checkpoint) LEFT JOIN made m USING (checkpoint)
 """
 _IMAGE_KEY = ("checkpoint", "prompt_id", "seed")
@@ -232,6 +234,7 @@ _ALL = (
             "torch": "version that sampled",
             "diffusers": "version that sampled",
             "device": "that sampled",
+            "run_id": "run of Dagster that labelled: /runs/RUN_ID in the UI",
             "started_at": "when the first asset began",
             "seconds": "of all assets together",
             "is_uniform": "whether all its assets were made with the same settings",

@@ -179,7 +179,7 @@ def _select(table: Table, store: Store) -> str:
     names = ", ".join(f'"{name}"' for name in table.columns)
     listed = ", ".join(f"'{_quoted(_literal(path))}'" for path in files)
     # a column that an older version did not write is null
-    rows = f"SELECT * FROM read_parquet([{listed}], hive_partitioning = false)"
+    rows = f"SELECT * FROM read_parquet([{listed}], hive_partitioning = false, union_by_name = true)"
     return f"SELECT {names} FROM ({empty} UNION ALL BY NAME {rows})"
 
 

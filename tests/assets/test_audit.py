@@ -103,7 +103,7 @@ def test_every_materialization_has_a_row_count_and_a_preview(audited, monkeypatc
     monkeypatch.setenv("DAGSTER_HOME", str(PROJECT))
     with dg.DagsterInstance.get() as instance:
         pictures = {"reference_images", "generations", "generation_masks", "reference_masks", "labels"}
-        for name in ("prompt_set", *pictures, "neighbors", "similarities", "one_to_many"):
+        for name in ("prompts", *pictures, "neighbors", "similarities", "one_to_many"):
             event = instance.get_latest_materialization_event(dg.AssetKey(name))
             metadata = event.asset_materialization.metadata
             assert metadata["dagster/row_count"].value > 0

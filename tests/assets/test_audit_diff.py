@@ -53,7 +53,7 @@ def audited(store, tmp_path):
             for method, masking, rule in (("none", "masked", "paper"), ("none", "masked", "released"),
                                          ("none", "composite", "paper"), ("nemo", "masked", "paper"))
         ])  # fmt: skip
-        mark_finished(store, key, "prompt_set", "labels")
+        mark_finished(store, key, "prompts", "labels")
         done = dg.materialize(
             [*assets, *checks],
             partition_key=key,

@@ -39,7 +39,7 @@ def test_a_small_audit_ends_well_and_says_what_it_left_out_and_why(whole_tiny):
     assert "20 non-memorized prompts are needed" in line
     records = Store(store).read("records", key)
     left_out = set(records.filter(status="left_out")["asset"])
-    assert {"activation_statistics", "neuron_sets", "mitigated_labels", "attacks"} <= left_out
+    assert {"activation_statistics", "neurons", "mitigated_labels", "attacks"} <= left_out
     assert set(records.filter(status="finished")["asset"]) >= {"labels", "seed_agreement", "memorization_rates"}
     assert "activation_statistics" in Store(store).read("rejected", key)["item"].to_list()
 
@@ -147,6 +147,28 @@ def test_what_was_altered_is_named(whole_tiny, fbmem, tmp_path, change, named):
     assert named in run.stdout
 
 
+def test_one_altered_weight_is_named(whole_tiny, tiny_checkpoint, fbmem, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    _, store, key = whole_tiny
+    copy, model = tmp_path / "store", tmp_path / "model"
+    shutil.copytree(store, copy)
+    shutil.copytree(tiny_checkpoint, model)
+    record = copy / "audits" / f"{key}.json"
+    record.write_text(record.read_text("utf-8").replace(str(tiny_checkpoint), str(model)), "utf-8")
+    run = fbmem("verify", copy, "--sample", 1)
+    assert run.exit_code == 0, run.stdout
+    [file] = sorted((model / "unet").glob("*.safetensors"))
+    weights = load_file(file)
+    name = sorted(weights)[0]
+    torch.flatten(weights[name])[0] += 1e-3
+    save_file(weights, file, metadata={"format": "pt"})
+    run = fbmem("verify", copy, "--sample", 1)
+    assert run.exit_code == 3
+    assert "differs: weights: " in run.stdout
+
+
 def test_an_image_is_made_again(whole_tiny, fbmem):
     _, store, _ = whole_tiny
     row = Store(store).read("generations", Store(store).partitions("checkpoints")[0]).row(0, named=True)
@@ -226,3 +248,28 @@ def test_a_stage_before_its_parents_ends_in_one_line_that_names_them(tiny_audit,
     assert "none of `similarities`" in cause.message
     assert "Materialize `similarities` first" in cause.message
     assert done.get_asset_check_evaluations() == []
+
+
+def test_a_truth_file_as_documented_has_its_share_beside_the_labels(whole_tiny, tmp_path):
+    from fbmem_assets.orchestration.resources import AuditStore
+    from fbmem_assets.stages.labels import label_table
+
+    _, store, key = whole_tiny
+    audit = AuditStore(root=str(store)).open(key)
+    prompt_ids = audit.read("prompts")["prompt_id"].to_list()
+    truth = tmp_path / "truth.csv"
+    truth.write_text("prompt_id,kind,label\n" + "".join(f"{name},animals,NM\n" for name in prompt_ids))
+    audit.config = audit.config.model_copy(update={"truth": truth})
+    first = audit.config.similarity
+    [row] = label_table(audit).filter(masking=first.masking[0], rule=first.rule[0]).to_dicts()
+    assert (row["kind"], row["true_label"]) == ("animals", "NM")
+    assert row["true_share"] == row["NM"] / 4
+
+
+def test_a_misspelt_kind_of_samples_is_said(tiny_audit, fbmem, tmp_path):
+    audit = yaml.safe_load(tiny_audit.read_text()) | {"samples_by_kind": {"verbatm": 20}}
+    file = tiny_audit.with_name("misspelt.yaml")
+    file.write_text(yaml.safe_dump(audit))
+    run = fbmem("audit", file, "--store", tmp_path / "store", "--until", "prompts")
+    assert run.exit_code == 0
+    assert "warning: every_kind_of_samples_is_there: samples_by_kind names verbatm, which no prompt has" in run.stderr

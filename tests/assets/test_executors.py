@@ -24,8 +24,8 @@ GPU = {
     "seed_agreement",
     "prompt_clusters",
     "activation_statistics",
-    "similarity_threshold",
-    "neuron_sets",
+    "similarity_thresholds",
+    "neurons",
 }
 CPU = {"generation_masks", "reference_masks", "neighbors", "similarities"}
 

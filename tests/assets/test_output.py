@@ -44,6 +44,32 @@ def test_a_table_fits_the_terminal_and_loses_nothing(capsys, monkeypatch, column
     assert sum(line.count("x") for line in shown.splitlines()) == 250
 
 
+def test_numbers_are_never_broken_however_narrow_the_terminal(capsys, monkeypatch):
+    names = ["method", *(f"measure_{letter}" for letter in "abcdefgh")]
+    rows = pl.DataFrame([["none", *[0.125] * 8], ["nemo_c", *[1.25] * 8]], schema=names, orient="row")
+    for columns, is_upright in ((160, True), (80, False), (30, False), (24, False)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        show(rows, "table")
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= columns
+        assert sum(line.count("0.125") for line in lines) == sum(line.count("1.25") for line in lines) == 8
+        assert any("measure_a" in line and "measure_b" in line for line in lines) == is_upright
+
+
+def test_the_help_cuts_no_summary_at_80_columns(fbmem):
+    lines = fbmem("--help").stdout.split("Commands:")[1].splitlines()
+    assert len([line for line in lines if line.strip()]) >= 14
+    assert not [line for line in lines if line.endswith("...")]
+
+
+def test_a_report_is_written_without_a_warning_of_another_library(tmp_path):
+    drawn_store(tmp_path / "store")
+    command = [sys.executable, "-m", "fbmem_assets.commands.main", "report", "--store", str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
+    assert done.stdout.endswith("report.html\n")
+
+
 def test_times_and_what_json_has_no_type_for_are_text(capsys):
     show(pl.DataFrame({"at": [datetime(2026, 1, 2, tzinfo=UTC)]}), "json")
     assert json.loads(capsys.readouterr().out) == [{"at": "2026-01-02T00:00:00+00:00"}]

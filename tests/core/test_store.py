@@ -260,3 +260,15 @@ def test_an_image_path_is_readable_and_stays_in_its_folder(store, name, readable
     path = image_path("generations", KEY, name, "abc")
     assert path == f"images/generations/{KEY}/{readable}-abc.png"
     assert (store.root / path).resolve().parent == store.root / "images/generations" / KEY
+
+
+def test_a_column_that_an_older_version_did_not_write_is_null(store):
+    row = dict.fromkeys(TABLES["prompts"].columns) | {"audit": "a", "prompt_id": "owl", "prompt": "an owl", "kind": "k"}
+    del row["checkpoint"]
+    store.write("prompts", "t-0", [row])
+    store.write("prompts", "t-0", [row | {"prompt_id": "fox"}], shard="older")
+    path = store.table_dir("prompts", "t-0") / "older.parquet"
+    pl.read_parquet(path).drop("kind").with_columns(gone=pl.lit(1)).write_parquet(path)
+    read = store.read("prompts", "t-0")
+    assert read.select("prompt_id", "kind").rows() == [("fox", None), ("owl", "k")]
+    assert read.columns == list(TABLES["prompts"].columns)

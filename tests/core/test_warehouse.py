@@ -191,3 +191,15 @@ def test_a_column_that_an_older_version_did_not_write_is_null(store):
     assert query(store, "SELECT seed, sha256 FROM generations").rows() == [(0, None)]
     with duckdb.connect(build_warehouse(store), read_only=True) as reader:
         assert reader.sql("SELECT seed, sha256 FROM generations").fetchall() == [(0, None)]
+
+
+def test_a_store_that_two_versions_wrote_into_answers(store):
+    import pyarrow.parquet as pq
+
+    store.write("generations", KEY, [generation()], shard="a-newer")
+    store.write("generations", KEY, [generation(prompt_id="fox")], shard="b-older")
+    older = store.table_dir("generations", KEY) / "b-older.parquet"
+    pq.write_table(pq.read_table(older, partitioning=None).drop_columns(["width"]), older)
+    rows = query(store, "SELECT prompt_id, width FROM generations ORDER BY 1").rows()
+    assert rows[0] == ("fox", None)
+    assert rows[1][1] is not None

@@ -42,7 +42,8 @@
     place.dataset.built = "true";
     const images = card.querySelectorAll(".pictures img");
     if (images.length < 2 || !card.dataset.pair) { place.remove(); return; }
-    const below = images[0].cloneNode(); const above = images[1].cloneNode();
+    const moved = card.querySelector(".moved img");  // the reference as it was compared, where it had to be moved
+    const below = images[0].cloneNode(); const above = (moved || images[1]).cloneNode();
     above.className = "over"; above.alt = "reference, laid over the generated image";
     place.append(below, above);
     const slider = card.querySelector("input[type=range]");
@@ -77,6 +78,12 @@
       if (next) { next.querySelector("summary").focus(); next.scrollIntoView({ block: "nearest" }); }
     } else if (event.key === "b" && at >= 0) { const blink = visible[at].querySelector(".blink"); if (blink && visible[at].open) { blink.click(); } }
   });
+  const opened = [];  // for print alone
+  window.addEventListener("beforeprint", () => {
+    document.querySelectorAll("details:not([open])").forEach((part) => { part.open = true; opened.push(part); });
+    document.querySelectorAll("img").forEach((image) => { image.loading = "eager"; });
+  });
+  window.addEventListener("afterprint", () => { opened.splice(0).forEach((part) => { part.open = false; }); });
   window.addEventListener("hashchange", openNamed);
   if (list) { update(); openNamed(); }
 })();

@@ -66,7 +66,7 @@ def load_descriptor(name: str, weights: Path, *, device: str = "cpu") -> Descrip
     module = import_module(f"{__name__}.{name}")
     if not hasattr(module, "from_file"):
         raise InputError("a descriptor that is made of a file", f"`{name}`", cure="Leave the file out.")
-    return module.from_file(weights, device=device)  # type: ignore[no-any-return]
+    return module.from_file(weights, device=device)
 
 
 def describe(
@@ -78,6 +78,15 @@ def describe(
         descriptor: Gives the vectors.
         images: Any size; each descriptor resizes them as its network wants it.
         visible: Weight in [0, 1] of each pixel; the rest has the descriptor's `fill`.
+
+    Example:
+        >>> import torch
+        >>> class MeanColor:
+        ...     name, fill, device = "mean colour", (0.5, 0.5, 0.5), "cpu"
+        ...     def __call__(self, images):
+        ...         return images.mean(dim=(2, 3))
+        >>> describe(MeanColor(), torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8))
+        tensor([[1., 0., 0.]])
     """
     import torch
 
@@ -88,7 +97,12 @@ def describe(
 
 
 def region_descriptors(images: ImageSet, descriptor: Descriptor) -> dict[str, Float[Tensor, "n d"]]:
-    """Vectors of unit length of the whole images, their foregrounds and their backgrounds; NaN: undecided matte."""
+    """Vectors of unit length of the whole images, their foregrounds and their backgrounds; NaN: undecided matte.
+
+    Args:
+        images: n images with their mattes.
+        descriptor: Gives the vectors.
+    """
     import torch
 
     parts: dict[str, list[Tensor]] = {"full": [], "foreground": [], "background": []}

@@ -56,6 +56,7 @@ RECORDS = Table(
         Column("torch", TEXT, "version"),
         Column("diffusers", TEXT, "version"),
         Column("device", TEXT, "on which it was computed"),
+        Column("run_id", TEXT, "run of Dagster that wrote it: /runs/RUN_ID in the UI"),
         Column("started_at", TIME, "when it began"),
         Column("seconds", REAL, "that its steps took"),
         Column("num_rows", INTEGER, "rows that it wrote or kept"),
