@@ -18,6 +18,7 @@ from fbmem_assets.stages import (  # noqa: E402
     changes,
     cluster_neurons,
     clusters,
+    copied_regions,
     detectors,
     generations,
     image_quality,
@@ -28,15 +29,19 @@ from fbmem_assets.stages import (  # noqa: E402
     neurons,
     prompts,
     report,
+    robustness,
     scores,
     sensitivity,
     similarities,
+    sscd,
     studies,
+    thresholds,
 )
 
 STAGES = (
-    prompts, generations, masks, neighbors, similarities, labels, agreement, detectors, clusters, neurons,
-    cluster_neurons, mitigations, attacks, scores, image_quality, sensitivity, studies, changes, report,
+    prompts, generations, masks, neighbors, similarities, labels, copied_regions, sscd, thresholds, robustness,
+    agreement, detectors, clusters, neurons, cluster_neurons, mitigations, attacks, scores, image_quality, sensitivity,
+    studies, changes, report,
 )  # fmt: skip
 
 

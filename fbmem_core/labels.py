@@ -13,7 +13,8 @@ TAU = 0.8
 BETA = 0.03
 # arXiv 2508.12148: foreground copies carry the copyright and privacy risk
 SEVERITY: dict[str, float] = {"VM": 2.0, "FM": 1.5, "BM": 0.5, "NM": 0.0}
-
+FOREGROUND, BACKGROUND = "foreground", "background"
+_MATTE = "matte"
 
 # of a pair, and of the table `similarities`
 OBJECT_COLUMNS = (
@@ -28,7 +29,9 @@ class PairSimilarity:
     Masked, `foreground` is the most similar object of either image, `common_foreground` the most similar of those that
     both mattes show; `object_similarities` are of the generation's own objects, of these areas (shares of the image),
     `reference_object_similarities` of the reference's. `transform` is the view of the reference that was compared, or
-    how it was moved. `average`, of foreground and background, is computed where it is not given.
+    how it was moved, `transform_matrix` then the six numbers of it (`similarity.alignment.Transform`). `average`, of
+    foreground and background, is computed where it is not given. `undecided_regions` are those of the generation that
+    show nothing by which anything could be recognised, whatever the reference.
 
     Example:
         >>> PairSimilarity("horse", full=0.4, foreground=0.75, background=0.25).average
@@ -46,6 +49,8 @@ class PairSimilarity:
     reference_object_areas: tuple[float, ...] = ()
     reference_object_similarities: tuple[float | None, ...] = ()
     transform: str = "whole"
+    transform_matrix: tuple[float, ...] = ()
+    undecided_regions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.average is None and self.foreground is not None and self.background is not None:
@@ -70,7 +75,8 @@ class GenerationLabel:
     """A generation's label, its highest similarity by each region, and the reference that each came from.
 
     `foreground_copied` and `background_copied` say which regions are copies, of these references; they may be two.
-    `transform` is that of the pair that gave the label, or of the nearest by the full image.
+    `transform` is that of the pair that gave the label, or of the nearest by the full image. `undecided` says of which
+    parts of the generation nothing can be said: its matte, or a foreground or background that shows nothing.
     """
 
     label: Label | None
@@ -83,6 +89,7 @@ class GenerationLabel:
     foreground_copied: bool | None = None
     background_copied: bool | None = None
     transform: str | None = None
+    undecided: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,8 @@ def copied_regions(
 
     The background is copied if it is as similar as tau. The foreground is, if an object is; beside a copied background
     and other objects that are not copied, only if both mattes show it, as a matte may take a piece of scenery for an
-    object, and if it is not smaller than those together. All is copied if the background and every object is.
+    object, and if it is not smaller than those together. All is copied if the background and every object is; before
+    a background that shows nothing, as a page or a clear sky, if every object is and the full images agree too.
 
     Args:
         pair: Its similarities.
@@ -118,15 +126,16 @@ def copied_regions(
     else:  # compared as one foreground
         any_object = has_foreground and _reaches(pair.foreground, tau)
     copied, changed = pair.copied_area(tau), pair.changed_area(tau)
+    if has_background and pair.background is None and BACKGROUND in pair.undecided_regions:
+        return CopiedRegions(any_object, None, any_object and not changed and pair.full >= tau)
     if not background:
         return CopiedRegions(any_object, False, any_object and not has_background and not changed)
     if not has_foreground:
         return CopiedRegions(False, True, not changed)
     if changed:
         return CopiedRegions(_reaches(pair.common_foreground, tau) and copied >= changed, True, False)
-    if pair.foreground is None:  # nothing that could be recognised
-        return CopiedRegions(None, True, False)
-    return CopiedRegions(any_object, True, any_object)
+    foreground = None if pair.foreground is None else any_object  # None: nothing that could be recognised
+    return CopiedRegions(foreground, True, bool(foreground))
 
 
 def label_pair(
@@ -175,7 +184,8 @@ def label_generation(
 
     The most severe pair over all references counts, so foreground and background may come from different ones; by a
     rule that names a region in `RANKED_BY` (`released`: the average) the pair of its highest similarity alone. Of
-    equally similar references the first by id counts.
+    equally similar references the first by id counts. A generation whose regions all show nothing has no label unless a
+    whole image decides.
 
     Args:
         pairs: Similarities to each reference.
@@ -191,6 +201,7 @@ def label_generation(
         ('FM', 'horse', 'beach')
     """
     counted = sorted(pairs, key=lambda pair: pair.reference_id)
+    undecided = _undecided(counted, foreground_fraction, beta)
     region = getattr(load_rule(rule), "RANKED_BY", None)
     if region is not None:
         decided = [pair for pair in counted if getattr(pair, region) is not None]
@@ -198,21 +209,13 @@ def label_generation(
     labels = [
         label_pair(pair, foreground_fraction=foreground_fraction, rule=rule, tau=tau, beta=beta) for pair in counted
     ]
-    order = sorted(
-        (n for n, label in enumerate(labels) if label is not None), key=lambda n: SEVERITY[labels[n] or "NM"]
-    )
-    label: Label | None = labels[order[-1]] if order else None
-    if label is not None and label != "VM" and foreground_fraction is None:
-        label = None
-    if not counted and foreground_fraction is not None:
-        label = "NM"
+    label = _most_severe(labels, foreground_fraction, undecided, beta)
     copied = [copied_regions(pair, foreground_fraction=foreground_fraction, tau=tau, beta=beta) for pair in counted]
     with_foreground = [pair for pair, regions in zip(counted, copied, strict=True) if regions.foreground]
     with_background = [pair for pair, regions in zip(counted, copied, strict=True) if regions.background]
     full, full_reference = _first(counted, "full")
-    foreground, foreground_reference = _first(with_foreground or counted, "foreground")
-    background, background_reference = _first(with_background or counted, "background")
-    is_decided = foreground_fraction is not None
+    foreground, foreground_reference = _first(with_foreground or counted, FOREGROUND)
+    background, background_reference = _first(with_background or counted, BACKGROUND)
     return GenerationLabel(
         label,
         full_similarity=full,
@@ -221,15 +224,46 @@ def label_generation(
         full_reference_id=full_reference,
         foreground_reference_id=foreground_reference,
         background_reference_id=background_reference,
-        foreground_copied=any(c.foreground for c in copied) if is_decided else None,
-        background_copied=any(c.background for c in copied) if is_decided else None,
+        foreground_copied=_is_copied(with_foreground, FOREGROUND, undecided),
+        background_copied=_is_copied(with_background, BACKGROUND, undecided),
         transform=_transform(counted, labels, label),
+        undecided=", ".join(undecided) or None,
     )
 
 
 def matches(label: Label | None) -> bool:
     """True if a pair of this label shows a copied region."""
     return label is not None and label != "NM"
+
+
+def _most_severe(
+    labels: list[Label | None], foreground_fraction: float | None, undecided: tuple[str, ...], beta: float
+) -> Label | None:
+    decided = sorted((label for label in labels if label is not None), key=SEVERITY.__getitem__)
+    if foreground_fraction is None:
+        return "VM" if "VM" in decided else None
+    if decided and decided[-1] != "NM":
+        return decided[-1]
+    return None if undecided and set(undecided) == set(_present(foreground_fraction, beta)) else "NM"
+
+
+def _present(foreground_fraction: float, beta: float) -> tuple[str, ...]:
+    """The regions that a generation has."""
+    has_foreground, has_background = foreground_fraction > beta, foreground_fraction < 1 - beta
+    return (FOREGROUND,) * has_foreground + (BACKGROUND,) * has_background
+
+
+def _undecided(pairs: list[PairSimilarity], foreground_fraction: float | None, beta: float) -> tuple[str, ...]:
+    """Parts of a generation of which nothing can be said."""
+    if foreground_fraction is None:
+        return (_MATTE,)
+    plain = pairs[0].undecided_regions if pairs else ()
+    return tuple(region for region in _present(foreground_fraction, beta) if region in plain)
+
+
+def _is_copied(pairs: list[PairSimilarity], region: str, undecided: tuple[str, ...]) -> bool | None:
+    """True if pairs show that a region is copied; None where nothing can be said."""
+    return True if pairs else (None if {region, _MATTE} & set(undecided) else False)
 
 
 def _area(areas: tuple[float, ...], similarities: tuple[float | None, ...], low: float, high: float) -> float:

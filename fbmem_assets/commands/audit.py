@@ -129,6 +129,8 @@ def _print_outcome(store: AuditStore, key: str, result: dg.ExecuteInProcessResul
     _print_left_out(store, key)
     if "labels" in chosen and not store.tables.read("labels", key).is_empty():
         _print_labels(store, key)
+    if "thresholds" in chosen and not store.tables.read("thresholds", key).is_empty():
+        _print_threshold(store, key)
     if "scores" in chosen and not store.tables.read("mitigation_scores", key).is_empty():
         _print_mitigations(store, key)
     if "report" in chosen or not result.success:
@@ -161,6 +163,7 @@ def _print_left_out(store: AuditStore, key: str) -> None:
 def _print_labels(store: AuditStore, key: str) -> None:
     import polars as pl
 
+    from fbmem_assets.commands.score import search_lines
     from fbmem_assets.stages.labels import label_table
 
     audit = store.open(key)
@@ -168,6 +171,14 @@ def _print_labels(store: AuditStore, key: str) -> None:
     table = label_table(audit).filter((pl.col("masking") == masking) & (pl.col("rule") == rule))
     click.echo(f"\nimages of {key} by kind of prompt and label (masking {masking}, rule {rule})")
     show(table.drop("masking", "rule"), piped="markdown", digits=3)
+    for line in search_lines(audit.summary_labels()):
+        click.echo(line)
+
+
+def _print_threshold(store: AuditStore, key: str) -> None:
+    from fbmem_assets.stages.thresholds import headline
+
+    click.echo(f"false copies: {headline(store.tables.read('thresholds', key))}")
 
 
 def _print_mitigations(store: AuditStore, key: str) -> None:

@@ -24,6 +24,7 @@ from fbmem_assets.commands.report import report
 from fbmem_assets.commands.review import review
 from fbmem_assets.commands.score import score
 from fbmem_assets.commands.sql import sql
+from fbmem_assets.commands.validate import validate
 from fbmem_assets.commands.verify import reproduce, verify
 from fbmem_assets.orchestration.resources import store_option
 from fbmem_core.errors import FbmemError
@@ -77,6 +78,7 @@ _SUMMARIES = {
     reproduce: "Make one image of an audit again and compare it.",
     review: "Give verdicts on findings, in a browser or by CSV.",
     score: "Label folders of images; no model is needed.",
+    validate: "Compare labels by people with fbmem's.",
     mitigations: "Print an audit's mitigations as Markdown.",
     neurons: "Write the neuron sets that an audit found.",
     deactivate: "Copy a model with value neurons switched off.",

@@ -20,7 +20,7 @@ from fbmem_core.errors import InputError
 from fbmem_core.evaluation import Attack
 from fbmem_core.evaluation.intervals import REFERENCE_OF, label_units
 from fbmem_core.evaluation.shares import attack_shares
-from fbmem_core.inputs.sources import picture_suffixes
+from fbmem_core.inputs.entries import picture_suffixes
 from fbmem_core.labels import SEVERITY
 from fbmem_core.store.images import UNUSABLE, image_path, save_png
 from fbmem_core.store.tables import digest

@@ -18,7 +18,8 @@ from fbmem_core.store.tables import digest
 if TYPE_CHECKING:
     import numpy as np
 
-    from fbmem_core.evaluation.detectors import Detector, Probe, Subject
+    from fbmem_core.evaluation.detectors import Detector
+    from fbmem_core.evaluation.probe import Probe, Subject
 
 STAGE = "detectors"
 _VERSION = 1  # raise it when the same settings begin to give other scores
@@ -86,7 +87,8 @@ def _score_prompts(
     context: dg.AssetExecutionContext, audit: AuditedCheckpoint, detector: "Detector"
 ) -> "tuple[list[dict[str, Any]], dict[tuple[str, int], np.ndarray]]":
     """Rows of scores, and by image the maps of detectors that draw any."""
-    from fbmem_core.evaluation.detectors import Subject, measure
+    from fbmem_core.evaluation.detectors import measure
+    from fbmem_core.evaluation.probe import Subject
 
     settings, probe = audit.config.detection, _probe(audit)
     usual = audit.calibration_prompts()[: settings.num_calibration_prompts]
@@ -108,7 +110,7 @@ def _score_prompts(
 
 def _probe(audit: AuditedCheckpoint) -> "Probe":
     from fbmem_core.diffusion.guidance import guidance_of
-    from fbmem_core.evaluation.detectors import Probe
+    from fbmem_core.evaluation.probe import Probe
 
     config, sampling = audit.config, audit.config.sampling
     return Probe(
@@ -126,7 +128,7 @@ def _subjects(audit: AuditedCheckpoint, probe: "Probe") -> "Iterator[tuple[str, 
     """Subjects, one a prompt; with mattes where its images at all of the protocol's seeds have decided ones."""
     import torch
 
-    from fbmem_core.evaluation.detectors import Subject
+    from fbmem_core.evaluation.probe import Subject
 
     mattes = mattes_of(audit)
     for prompt_id, text in audit.prompts.items():

@@ -21,6 +21,7 @@ from fbmem_core.store.tables import rows_sha256
 
 STAGE = "labels"
 _SHEET_PAIRS = 6
+_UNDECIDED = {True: "its matte is undecided", False: "it shows nothing that could be recognised"}
 _REGION = {"VM": "full", "FM": "foreground", "BM": "background"}
 _IMAGE = ["method", "prompt_id", "seed"]
 # what the shipped canary must show: the least share of generations of a kind that carry the true label
@@ -82,10 +83,19 @@ def one_to_many_of(arm: Arm) -> dg.AssetsDefinition:
         shards=arm.shard,
     )
     def asset(context: dg.AssetExecutionContext, store: AuditStore) -> dg.MaterializeResult:
-        """One row per (method, prompt_id): how many distinct references its generations match, whole or in a region."""
+        """One row per (method, prompt_id): how many distinct references its generations match, whole or in a region.
+
+        References that the measure itself takes for whole copies of each other count once: `reference_groups`.
+        """
         audit = store.open(context.partition_key)
-        audit.write("one_to_many", count_references(audit, arm), shard=arm.shard)
-        return table_result(audit, "one_to_many", audit.read("one_to_many", arm))
+        rows = count_references(audit, arm)
+        groups = reference_groups(audit, arm, rows)
+        audit.write("reference_groups", groups, shard=arm.shard)
+        merged = Counter((row["method"], row["prompt_id"]) for row in groups if row["group_id"] != row["reference_id"])
+        for row in rows:
+            row["num_references"] -= merged[row["method"], row["prompt_id"]]
+        audit.write("one_to_many", rows, shard=arm.shard)
+        return table_result(audit, "one_to_many", audit.read("one_to_many", arm), num_near_duplicates=merged.total())
 
     return asset
 
@@ -135,6 +145,8 @@ def one_to_many_agrees_with_truth(audit: AuditedCheckpoint) -> Verdict:
 
 def _label(audit: AuditedCheckpoint, arm: Arm) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of `labels`, and those of `rejected`."""
+    from fbmem_core.retrieval.search import searched
+
     settings = audit.config.similarity
     fractions = audit.foreground_fractions
     rows, undecided = [], []
@@ -144,11 +156,33 @@ def _label(audit: AuditedCheckpoint, arm: Arm) -> tuple[list[dict[str, Any]], li
             label = label_generation(
                 pairs, foreground_fraction=fractions[name], rule=rule, tau=settings.tau, beta=settings.beta
             )
-            rows.append({**image._asdict(), "masking": masking, "rule": rule, **asdict(label)})
+            facts = {"masking": masking, "rule": rule, "searched": searched(settings, masking)}
+            rows.append({**image._asdict(), **facts, **asdict(label)})
             if label.label is None:
-                item = {"stage": STAGE, "item": f"{name} {masking} {rule}", "reason": "its matte is undecided"}
-                undecided.append(item)
+                reason = _UNDECIDED[label.undecided == "matte"]
+                undecided.append({"stage": STAGE, "item": f"{name} {masking} {rule}", "reason": reason})
     return rows, undecided
+
+
+def reference_groups(audit: AuditedCheckpoint, arm: Arm, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `reference_groups`: of each prompt that matches several references, which are near-duplicates."""
+    from fbmem_assets.stages.neighbors import reference_planes
+    from fbmem_core.retrieval.duplicates import near_duplicates
+
+    several = [row for row in rows if len(row["reference_ids"]) > 1]
+    if not several:
+        return []
+    settings = audit.config.similarity
+    planes = reference_planes(audit, arm)[settings.masking[0]]
+    group_of = near_duplicates(planes, settings, [row["reference_ids"] for row in several])
+    groups = []
+    for row in several:
+        first: dict[str, str] = {}  # of this prompt: a group may have its first reference elsewhere
+        for name in row["reference_ids"]:
+            group_id = first.setdefault(group_of[name], name)
+            key = {"method": row["method"], "prompt_id": row["prompt_id"]}
+            groups.append({**key, "reference_id": name, "group_id": group_id})
+    return groups
 
 
 def count_references(audit: AuditedCheckpoint, arm: Arm, images: pl.DataFrame | None = None) -> list[dict[str, Any]]:
@@ -180,12 +214,16 @@ def count_references(audit: AuditedCheckpoint, arm: Arm, images: pl.DataFrame | 
 
 
 def label_table(audit: AuditedCheckpoint, arm: Arm = BASELINE) -> pl.DataFrame:
-    """Generations per region, rule, (method,) kind of prompt and label; with a truth table also the true share."""
+    """Generations per masking, rule, (method,) kind of prompt and label; with a truth table also the true share.
+
+    `undecided`: without a label. `partly_undecided`: with one, though one of their regions shows nothing.
+    """
     table = audit.read("labels", arm).join(_kinds(audit), on="prompt_id", how="left")
     group = ["masking", "rule", *(["method"] if arm.is_mitigated else []), "kind"]
     counts = table.group_by(group).agg(
         *[(pl.col("label") == label).sum().alias(label) for label in SEVERITY],
         pl.col("label").is_null().sum().alias("undecided"),
+        (pl.col("label").is_not_null() & pl.col("undecided").is_not_null()).sum().alias("partly_undecided"),
     )
     shares = pl.DataFrame() if arm.is_mitigated else true_label_shares(audit)
     if not shares.is_empty():

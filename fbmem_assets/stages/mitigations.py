@@ -9,6 +9,7 @@ from fbmem_assets.orchestration.checks import Verdict, all_there, table_check
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.shards import WHOLE, Part
 from fbmem_assets.orchestration.tables import markdown_table, table_asset
+from fbmem_assets.stages import copied_regions as copied_regions_stage
 from fbmem_assets.stages import generations as generations_stage
 from fbmem_assets.stages import labels as labels_stage
 from fbmem_assets.stages import masks as masks_stage
@@ -82,6 +83,7 @@ mitigated_neighbors, every_mitigated_generation_has_neighbors = neighbors_stage.
 mitigated_similarities, every_mitigated_neighbor_is_scored = similarities_stage.similarities_of(MITIGATED)
 mitigated_labels, every_mitigated_generation_is_labelled = labels_stage.labels_of(MITIGATED)
 mitigated_one_to_many = labels_stage.one_to_many_of(MITIGATED)
+mitigated_copied_regions, every_mitigated_copy_has_its_regions = copied_regions_stage.copied_regions_of(MITIGATED)
 
 
 def _planned_images(audit: AuditedCheckpoint, trials: "Mapping[str, Trial]", part: Part) -> "list[PlannedImage]":

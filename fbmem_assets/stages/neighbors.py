@@ -1,6 +1,7 @@
 """Stage neighbors: the references most similar to each generation, by every criterion."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 STAGE = "neighbors"
 _BLOCK = 64  # generations that are compared together, about
-_VERSION = 4  # raise it when the same images begin to give other neighbors
+_VERSION = 5  # raise it when the same images begin to give other neighbors
 
 
 def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
@@ -125,10 +126,11 @@ def pair_rows(masking: str, pairs: "Sequence[PairSimilarity]") -> list[dict[str,
     """Rows of `similarities` of one image's pairs."""
     from fbmem_core.labels import OBJECT_COLUMNS
 
+    lists = (*OBJECT_COLUMNS, "transform_matrix", "undecided_regions")
     return [
         {"masking": masking, "reference_id": pair.reference_id, "transform": pair.transform}
         | {f"{region}_similarity": getattr(pair, region) for region in (*REGIONS, "common_foreground")}
-        | {name: list(getattr(pair, name)) for name in OBJECT_COLUMNS}
+        | {name: list(getattr(pair, name)) for name in lists}
         for pair in pairs
     ]
 
@@ -145,18 +147,31 @@ def generation_set(audit: AuditedCheckpoint, rows: pl.DataFrame) -> "ImageSet":
 def reference_planes(audit: AuditedCheckpoint, arm: Arm) -> "dict[str, Planes]":
     """The usable references as each region definition of the pass compares them, kept on disk beside the tables."""
     from fbmem_core.diffusion.device import choose_device
-    from fbmem_core.retrieval.image_sets import load_image_set
     from fbmem_core.retrieval.planes import Planes
 
-    settings = audit.config.similarity
-    mattes = audit.mattes("reference")
-    rows = audit.references.select("reference_id", "path").iter_rows()
-    name = digest(_VERSION, settings.size, *_reference_facts(audit))
+    device = choose_device(audit.config.similarity.device)
+    with _references(audit) as images:
+        return {r: Planes(images, r, device=device) for r in arm.maskings(audit.config)}
+
+
+def reference_set(audit: AuditedCheckpoint) -> "ImageSet":
+    """The usable references at the size of the comparison, with their views, kept on disk beside the tables."""
+    with _references(audit) as images:
+        return images
+
+
+@contextmanager
+def _references(audit: AuditedCheckpoint) -> "Iterator[ImageSet]":
+    """The references, while no other step makes anything of them: each is made once, however many ask for it."""
+    from fbmem_core.retrieval.image_sets import load_image_set
+
+    size, mattes = audit.config.similarity.size, audit.mattes("reference")
+    name = digest(_VERSION, size, *_reference_facts(audit))
     folder = audit.store.local / "cache" / "references" / name
-    items = [(name, path, mattes[name]) for name, path in rows]
-    with held(folder.with_name(f"{name}.lock")):  # made once, however many steps ask for it
-        images = load_image_set(items, size=settings.size, crops=True, folder=folder)
-        return {r: Planes(images, r, device=choose_device(settings.device)) for r in arm.maskings(audit.config)}
+    rows = audit.references.select("reference_id", "path").iter_rows()
+    items = [(reference_id, path, mattes[reference_id]) for reference_id, path in rows]
+    with held(folder.with_name(f"{name}.lock")):
+        yield load_image_set(items, size=size, crops=True, folder=folder)
 
 
 def _prefilter(audit: AuditedCheckpoint, references: "Mapping[str, Planes]") -> "Prefilter | None":

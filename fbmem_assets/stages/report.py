@@ -15,10 +15,10 @@ from fbmem_core.store.views import VIEWS
 
 STAGE = "report"
 _AFTER = [
-    "one_to_many", "seed_agreement", "cluster_neurons", "cluster_sensitivity", "detectors", "cluster_range",
-    "domains",
+    "one_to_many", "copied_regions", "mitigated_copied_regions", "seed_agreement", "cluster_neurons",
+    "cluster_sensitivity", "detectors", "cluster_range", "domains",
     "foreground_traits", "checkpoint_consistency", "policy", "mitigated_one_to_many", "mitigation_scores",
-    "image_quality", "attacks", "memorization_rates",
+    "image_quality", "attacks", "memorization_rates", "thresholds", "robustness", "disagreements",
 ]  # fmt: skip
 
 

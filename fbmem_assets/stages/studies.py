@@ -187,7 +187,7 @@ def _probe(
     foregrounds: Mapping[tuple[str, int], tuple[list[float], str]], method: str, before: Any, after: Any
 ) -> "list[Finding]":
     """The traits of the foregrounds that were copied, and whether they are still."""
-    from fbmem_core.evaluation.studies import foreground_probe
+    from fbmem_core.evaluation.foreground_probe import foreground_probe
 
     images = [image for image, label in before.items() if label in ("FM", "VM") and image in foregrounds]
     images = [image for image in images if after.get(image) is not None]

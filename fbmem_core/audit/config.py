@@ -60,6 +60,25 @@ class NeuronsConfig(Section):
     batch_size: int = Field(16, ge=1)
 
 
+class ThresholdsConfig(Section):
+    """Settings of thresholds with a promise: the false-positive `rate`, and pictures that copy nothing.
+
+    `num_controls` references are compared with all others. `non_memorized_kinds` are the kinds of prompts that were
+    known not to be memorized before anything was labelled; `held_out` is a folder of pictures that the model never saw.
+    """
+
+    rate: float = Field(0.01, gt=0, lt=1)
+    num_controls: int = Field(400, ge=0)
+    non_memorized_kinds: list[str] = []
+    held_out: Path | None = None
+
+
+class RobustnessConfig(Section):
+    """Settings of robustness: how many images, labels in turn, are labelled again under disturbances; 0: none."""
+
+    num_images: int = Field(24, ge=0)
+
+
 class AgreementConfig(Section):
     """Settings of seed agreement: over at most `num_seeds` sampled seeds, at step `num_steps` of sampling.
 
@@ -170,6 +189,8 @@ class Audit(Section):
     sampling: SamplingConfig = SamplingConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     similarity: SimilarityConfig = SimilarityConfig()
+    thresholds: ThresholdsConfig = ThresholdsConfig()
+    robustness: RobustnessConfig = RobustnessConfig()
     agreement: AgreementConfig = AgreementConfig()
     detection: DetectionConfig = DetectionConfig()
     clusters: ClustersConfig = ClustersConfig()

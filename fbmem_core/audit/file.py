@@ -101,19 +101,17 @@ def _resolve_sections(audit: Audit, file: Path) -> dict[str, Any]:
     prompts = audit.neurons.non_memorized_prompts
     if prompts is not None:
         sections["neurons"] = {"non_memorized_prompts": _existing("neurons.non_memorized_prompts", prompts, file)}
-    held_out = audit.mitigations.held_out
-    if held_out is not None:
-        folder = file.parent.resolve() / held_out
-        if not (_exists(folder) and folder.is_dir()):
-            cure = _relative_cure("mitigations.held_out")
-            raise InputError("mitigations.held_out to be an existing folder", f"`{held_out}`", where=file, cure=cure)
-        sections["mitigations"] = {"held_out": folder.resolve()}
-    if audit.similarity.descriptor_weights is not None:
-        key = "similarity.descriptor_weights"
-        sections["similarity"] = {"descriptor_weights": _existing(key, audit.similarity.descriptor_weights, file)}
-    weights = file.parent.resolve() / audit.clusters.weights
-    if _exists(weights) and weights.is_file():  # else it is a tag
-        sections["clusters"] = {"weights": str(weights)}
+    for section in ("mitigations", "thresholds"):
+        held_out = getattr(audit, section).held_out
+        if held_out is not None:
+            sections[section] = {"held_out": _existing_folder(f"{section}.held_out", held_out, file)}
+    for key in ("descriptor_weights", "sscd"):
+        weights = getattr(audit.similarity, key)
+        if weights is not None:
+            sections.setdefault("similarity", {})[key] = _existing(f"similarity.{key}", weights, file)
+    of_clusters = file.parent.resolve() / audit.clusters.weights
+    if _exists(of_clusters) and of_clusters.is_file():  # else it is a tag
+        sections["clusters"] = {"weights": str(of_clusters)}
     return {name: getattr(audit, name).model_copy(update=values) for name, values in sections.items()}
 
 
@@ -122,6 +120,13 @@ def _existing(key: str, value: Path | str, file: Path) -> Path:
     if not (_exists(path) and path.is_file()):
         raise InputError(f"{key} to be an existing file", f"`{value}`", where=file, cure=_relative_cure(key))
     return path.resolve()
+
+
+def _existing_folder(key: str, value: Path, file: Path) -> Path:
+    folder = file.parent.resolve() / value.expanduser()
+    if not (_exists(folder) and folder.is_dir()):
+        raise InputError(f"{key} to be an existing folder", f"`{value}`", where=file, cure=_relative_cure(key))
+    return folder.resolve()
 
 
 def _is_path(checkpoint: str, folder: Path) -> bool:

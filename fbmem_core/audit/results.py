@@ -215,7 +215,8 @@ def _pair(row: Mapping[str, Any]) -> PairSimilarity:
     """A row of `similarities`."""
     values: dict[str, Any] = {region: row[f"{region}_similarity"] for region in (*REGIONS, "common_foreground")}
     objects: dict[str, Any] = {name: tuple(row[name]) for name in OBJECT_COLUMNS}
-    return PairSimilarity(row["reference_id"], **values, **objects, transform=row["transform"])
+    facts = {name: tuple(row[name]) for name in ("transform_matrix", "undecided_regions")}
+    return PairSimilarity(row["reference_id"], **values, **objects, transform=row["transform"], **facts)
 
 
 def open_audit(store: Store | Path | str, partition: str | None = None) -> AuditedCheckpoint:

@@ -17,9 +17,7 @@ from fbmem_core.labels import SEVERITY
 from fbmem_core.neurons.layers import NeuronSet
 
 NUM_RESAMPLES = 2000
-_INTERVAL = (2.5, 97.5)  # percentiles
-_MIN_CASES = 20  # for a probe of traits
-_FOLDS = 5
+INTERVAL = (2.5, 97.5)  # percentiles
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def neuron_sharing(
         more = "more than" if low is not None and low > 0 else "no more, as far as can be told, than"
         sentence = (
             f"Of {subject}, prompts of one cluster share neurons {more} prompts of two: "
-            f"{value:+.3f} in Jaccard index {_text(low, high)}."
+            f"{value:+.3f} in Jaccard index {span(low, high)}."
         )
     return Finding("domains", subject, "shared neurons", value, low, high, len(groups), sentence)
 
@@ -140,55 +138,8 @@ def cluster_agreement(
         return float(adjusted_rand_score(family[is_drawn], cluster[is_drawn]))
 
     value, low, high = _over_groups(index, groups, seed, num_resamples=200)
-    sentence = (
-        f"Of {subject}, clusters agree with what prompts are about to {value:.2f} {_text(low, high)} (Rand index)."
-    )
+    sentence = f"Of {subject}, clusters agree with what prompts are about: {value:.2f} {span(low, high)} (Rand index)."
     return Finding("domains", subject, "Rand index", value, low, high, len(groups), sentence)
-
-
-def foreground_probe(
-    traits: np.ndarray,
-    names: Sequence[str],
-    survived: Sequence[bool],
-    families: Sequence[Hashable],
-    *,
-    subject: str,
-) -> list[Finding]:
-    """Traits of a copied object that predict that its memory survives a mitigation.
-
-    Args:
-        traits: [n, traits] of n copied foregrounds.
-        names: Of the traits.
-        survived: Whether each is still copied.
-        families: What the cases are independent by; no family is in a training and a test fold at once.
-        subject: The mitigation.
-
-    Returns:
-        The cross-validated area under the ROC curve of a logistic regression, then a coefficient for each trait, per
-        standard deviation of the trait.
-    """
-    truth, name = np.asarray(survived, dtype=bool), "foreground_probe"
-    groups = np.array([str(family) for family in families])
-    num_groups = len(set(groups.tolist()))
-    kinds = [len(set(groups[truth == kind].tolist())) for kind in (True, False)]
-    if len(truth) < _MIN_CASES or min(kinds) < 2:
-        sentence = f"Under {subject} {int(truth.sum())} of {len(truth)} copied foregrounds survive: too few to compare."
-        return [Finding(name, subject, "area under the ROC curve", None, None, None, num_groups, sentence)]
-    area = _cross_validated_area(traits, truth, groups)
-    low, high = _area_interval(area[0], truth, groups)
-    findings = [Finding(
-        name, subject, "area under the ROC curve", area[1], low, high, num_groups,
-        f"Under {subject} {int(truth.sum())} of {len(truth)} copied foregrounds survive; their traits tell which with "
-        f"an area of {area[1]:.2f} {_text(low, high)} (cross-validated; 0.5 is chance).",
-    )]  # fmt: skip
-    coefficients = _coefficients(traits, truth, groups)
-    for trait, value, ends in zip(names, coefficients[0], coefficients[1].T, strict=True):
-        way = "survives more often" if ends[0] > 0 else "survives less often" if ends[1] < 0 else "cannot be told apart"
-        sentence = f"With more `{trait}` a copied foreground {way} under {subject} ({value:+.2f} {_text(*ends)})."
-        findings.append(
-            Finding(name, subject, trait, float(value), float(ends[0]), float(ends[1]), num_groups, sentence)
-        )
-    return findings
 
 
 def consistency(first: Mapping[str, Any], second: Mapping[str, Any], *, quantity: str, subject: str) -> Finding:
@@ -209,7 +160,7 @@ def consistency(first: Mapping[str, Any], second: Mapping[str, Any], *, quantity
     value, low, high = _mean(values)
     by_chance = _jaccard_by_chance(first, second, shared)
     sentence = (
-        f"This checkpoint and {subject} share {value:.2f} {_text(low, high)} of the {quantity} of a prompt; prompts "
+        f"This checkpoint and {subject} share {value:.2f} {span(low, high)} of the {quantity} of a prompt; prompts "
         f"put together by chance share {by_chance:.2f}."
     )
     return Finding("consistency", subject, quantity, value, low, high, len(shared), sentence)
@@ -236,7 +187,7 @@ def policy_findings(
         weighed = [severities[prompt] * weight for prompt in prompts]
         value, low, high = _mean(weighed)
         sentence = (
-            f"{len(prompts)} prompts copy what is tagged `{tag}`: a severity of {value:.2f} {_text(low, high)} after "
+            f"{len(prompts)} prompts copy what is tagged `{tag}`: a severity of {value:.2f} {span(low, high)} after "
             f"its weight of {weight:g}."
         )
         findings.append(Finding("policy", tag, "weighed severity", value, low, high, len(prompts), sentence))
@@ -245,9 +196,7 @@ def policy_findings(
         for prompt, severity in severities.items()
     ]
     value, low, high = _mean(heaviest)
-    sentence = (
-        f"Under the policy the audit weighs {value:.2f} {_text(low, high)} of at most {max(SEVERITY.values()):g}."
-    )
+    sentence = f"Under the policy the audit weighs {value:.2f} {span(low, high)} of at most {max(SEVERITY.values()):g}."
     findings.append(Finding("policy", "all prompts", "weighed severity", value, low, high, len(heaviest), sentence))
     return findings
 
@@ -285,46 +234,14 @@ def _over_groups(
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=num_resamples)
     values = [measure(row) for row in drawn]
-    low, high = np.nanpercentile(values, _INTERVAL)
+    low, high = np.nanpercentile(values, INTERVAL)
     return value, float(low), float(high)
 
 
-def _cross_validated_area(traits: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, float]:
-    """Predictions of the folds that each case was held out in, and their area under the ROC curve."""
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+def span(low: float | None, high: float | None) -> str:
+    """Words for an interval.
 
-    folds = StratifiedGroupKFold(min(_FOLDS, len(set(groups.tolist()))))
-    predicted = cross_val_predict(_model(), traits, truth, groups=groups, cv=folds, method="predict_proba")[:, 1]
-    return predicted, float(roc_auc_score(truth, predicted))
-
-
-def _area_interval(predicted: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> tuple[float | None, float | None]:
-    from fbmem_core.evaluation.detection import detection
-
-    result = detection(predicted.tolist(), truth.tolist(), groups.tolist())
-    return result.auc_low, result.auc_high
-
-
-def _coefficients(traits: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[traits] and their interval [2, traits] over drawn families."""
-    members = [np.flatnonzero(groups == group) for group in sorted(set(groups.tolist()))]
-    generator = np.random.default_rng(0)
-    drawn = []
-    for _ in range(200):
-        rows = np.concatenate([members[index] for index in generator.integers(len(members), size=len(members))])
-        if len(set(truth[rows].tolist())) == 2:
-            drawn.append(_model().fit(traits[rows], truth[rows])[-1].coef_[0])
-    return _model().fit(traits, truth)[-1].coef_[0], np.percentile(drawn, _INTERVAL, axis=0)
-
-
-def _model() -> Any:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), LogisticRegression())
-
-
-def _text(low: float | None, high: float | None) -> str:
+    >>> span(0.25, 0.5)
+    '[0.25, 0.50]'
+    """
     return "(no interval)" if low is None or high is None else f"[{low:.2f}, {high:.2f}]"

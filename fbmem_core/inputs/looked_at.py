@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fbmem_core.inputs.sources import Entry
+    from fbmem_core.inputs.entries import Entry
 
 _VERSION = 1  # raise it when the same picture begins to be seen otherwise
 _TABLE = f"looked_at_{_VERSION}"

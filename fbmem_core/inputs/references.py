@@ -14,10 +14,11 @@ import numpy as np
 
 from fbmem_core.errors import InputError
 from fbmem_core.inputs.addresses import is_url, local_path, read_bytes, readable_name
+from fbmem_core.inputs.entries import Entry, picture_suffixes
 from fbmem_core.inputs.looked_at import Looked, LookedAt
 from fbmem_core.inputs.pictures import BROKEN, decode_rgb, open_rgb
 from fbmem_core.inputs.rows import Rejection, read_rows, shorten
-from fbmem_core.inputs.sources import Entry, find_entries, link_problem, picture_suffixes, unique_names
+from fbmem_core.inputs.sources import find_entries, link_problem, unique_names
 
 __all__ = ["MANIFEST_NAME", "MIN_SIDE", "ReferenceImage", "open_rgb", "read_references"]
 

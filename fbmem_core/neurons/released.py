@@ -42,12 +42,12 @@ from fbmem_core.diffusion.noise_difference import (
 from fbmem_core.diffusion.schedule import read_schedule
 from fbmem_core.diffusion.schedule_names import FLOW
 from fbmem_core.errors import InputError
+from fbmem_core.neurons.blocked_similarity import BlockedSimilarity
 from fbmem_core.neurons.layers import NeuronSet
 from fbmem_core.neurons.localization import (
     BATCH_SIZE,
     MAX_Z_SCORE,
     Z_SCORE_STEP,
-    BlockedSimilarity,
     Localization,
 )
 from fbmem_core.neurons.statistics import ActivationStatistics, SimilarityThreshold, activations, check_number

@@ -22,7 +22,8 @@ from fbmem_core.similarity.ms_ssim import SCALE_WEIGHTS, Measure, Similarity
 
 COARSEST = len(SCALE_WEIGHTS) - 1
 PARTS = REGIONS[:3]  # full, foreground, background; `average` is made of the last two
-_STATISTICS_BYTES = 1024 * 2**20  # of the generations that are compared at once
+_FEW_PAIRS = 4  # of a reference with the generations that are compared at once
+_STATISTICS_BYTES = 128 * 2**20  # of the generations that are compared at once; more cost more to move than they save
 
 PlanesOf = Callable[[int, Tensor], Tensor]  # scale and rows to planes [m, c, h, w]
 
@@ -71,7 +72,10 @@ class _Table:
             x = joined([by.statistics(self._x(scale, part)) for part in parts])
             # 2. those of the references, chunk by chunk, and the factors of the pairs of both
             of_rows = pairs[rows]
-            for used in of_rows.any(dim=0).nonzero()[:, 0].split(max(1, by.chunk_floats // floats)):
+            columns = of_rows.any(dim=0).nonzero()[:, 0]
+            # where a column has few pairs several are taken together, so that every thread has some
+            together = _FEW_PAIRS if int(of_rows.sum()) < _FEW_PAIRS * len(columns) else 1
+            for used in columns.split(max(1, together * by.chunk_floats // floats)):
                 y = by.statistics(self._y(scale, used))
                 indexes = of_rows[:, used].nonzero()
                 at = (rows[indexes[:, 0]], used[indexes[:, 1]])

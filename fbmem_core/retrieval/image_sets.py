@@ -48,6 +48,14 @@ class ImageSet:
         """The side of the images, px."""
         return int(self.images.shape[1])
 
+    @property
+    def foreground_fractions(self) -> list[float | None]:
+        """Share of each image that its matte covers by at least half; None where it is undecided."""
+        return [
+            float((alpha >= 128).mean()) if decided else None
+            for alpha, decided in zip(self.alphas, self.decided, strict=True)
+        ]
+
     def view(self, row: int) -> str:
         """View of its image that a row is."""
         return self.views[row] if self.views else WHOLE

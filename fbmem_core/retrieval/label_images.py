@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import torch
+from PIL import Image
 from torch import Tensor
 
 from fbmem_core.diffusion.device import choose_device
@@ -18,15 +20,17 @@ from fbmem_core.inputs.pictures import open_rgb
 from fbmem_core.inputs.references import MIN_SIDE, ReferenceImage, read_references
 from fbmem_core.inputs.segmentation import Segmenter
 from fbmem_core.labels import label_generation
+from fbmem_core.retrieval.copies import COLUMNS, Copies, PairCopies
 from fbmem_core.retrieval.descriptors import region_descriptors
 from fbmem_core.retrieval.descriptors.sscd import Sscd
 from fbmem_core.retrieval.image_sets import ImageSet, load_image_set
-from fbmem_core.retrieval.moved import SEARCHED, MovedCopies
+from fbmem_core.retrieval.moved import MovedCopies
 from fbmem_core.retrieval.neighbors import Neighbor
 from fbmem_core.retrieval.planes import Planes
-from fbmem_core.retrieval.search import search
+from fbmem_core.retrieval.search import search, searched
 from fbmem_core.retrieval.settings import SimilarityConfig
-from fbmem_core.similarity import Alignment
+from fbmem_core.store.images import image_name, save_png
+from fbmem_core.store.tables import Store, digest
 
 _IN_MEMORY_BYTES = 2 * 2**30
 _BLOCK = 256  # generated images that are held at once
@@ -34,7 +38,8 @@ LABELS = {
     "generation": pl.String, "label": pl.String,
     "full_similarity": pl.Float64, "foreground_similarity": pl.Float64, "background_similarity": pl.Float64,
     "full_reference": pl.String, "foreground_reference": pl.String, "background_reference": pl.String,
-    "foreground_copied": pl.Boolean, "background_copied": pl.Boolean, "transform": pl.String, "searched": pl.String,
+    "foreground_copied": pl.Boolean, "background_copied": pl.Boolean, "transform": pl.String, "undecided": pl.String,
+    "searched": pl.String,
 }  # fmt: skip
 NEIGHBORS = {
     "generation": pl.String, "region": pl.String, "rank": pl.Int64, "reference": pl.String,
@@ -44,6 +49,10 @@ SSCD = {
     "generation": pl.String, "region": pl.String, "reference": pl.String, "similarity": pl.Float64,
     "network": pl.String,
 }  # fmt: skip
+COPIED_REGIONS = {
+    "generation": pl.String, "reference": pl.String, "transform": pl.String, "region": pl.String,
+    **dict.fromkeys(COLUMNS[1:], pl.Float64), "map_path": pl.String,
+}  # fmt: skip
 REJECTED = {"folder": pl.String, "item": pl.String, "reason": pl.String}
 
 
@@ -51,16 +60,19 @@ REJECTED = {"folder": pl.String, "item": pl.String, "reason": pl.String}
 class Scores:
     """`labels`: a row per generation; `neighbors`: per generation, criterion and rank; `rejected`: per bad file.
 
-    `sscd`: per generation and criterion, the reference nearest by SSCD; empty without a network.
+    `sscd`: per generation and criterion, the reference nearest by SSCD; empty without a network. `copied_regions`: per
+    generation, reference and region, for the pairs above the floor but `num_without_map`, which are too many.
     """
 
     labels: pl.DataFrame
     neighbors: pl.DataFrame
     rejected: pl.DataFrame
     sscd: pl.DataFrame
+    copied_regions: pl.DataFrame
+    num_without_map: int = 0
 
 
-def score_folders(
+def score_folders(  # noqa: PLR0913  # the command's options
     generated: Path | str,
     references: Path | str,
     settings: SimilarityConfig | None = None,
@@ -69,6 +81,7 @@ def score_folders(
     reference_masks: Path | None = None,
     segmenter: str = "birefnet-general",
     sscd: Path | None = None,
+    maps: Path | None = None,
     report: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Scores:
     """Label every image of a folder by its similarity to the images of another.
@@ -82,6 +95,7 @@ def score_folders(
         reference_masks: The same for the references.
         segmenter: A rembg model name or the path of an ONNX file, for folders without masks.
         sscd: TorchScript file of an SSCD network, by which the nearest references are given too.
+        maps: Folder for pictures of copied pixels, a PNG per pair; None: they are not drawn.
         report: Called with what is being done, how much of it is, and how much there is.
 
     Raises:
@@ -89,9 +103,7 @@ def score_folders(
         WeightsNotFoundError: The segmenter's weights cannot be had.
     """
     settings = settings or SimilarityConfig()
-    masking, rule, size = settings.masking[0], settings.rule[0], settings.size
-    alignment: Alignment = settings.alignment if masking == "masked" else "none"
-    device = choose_device(settings.device)
+    size, device = settings.size, choose_device(settings.device)
     ours, theirs = _usable(generated, "generated images"), _usable(references, "references")
     network = None if sscd is None else Sscd(sscd, device=device)
     maker = _MatteMaker(segmenter)
@@ -106,25 +118,10 @@ def score_folders(
             folder=folder,
             report=lambda done: report("reading references", done, len(reference_items)),
         )
-        planes = Planes(images, masking, device=device)
-        moved = MovedCopies(images, alignment)
+        comparison = _Comparison(images, settings, device, network, maps)
         generated_items = _items(generated, ours.usable, generated_masks, maker, mattes / "generated", report)
-        described = {} if network is None else region_descriptors(images, network)
-        by_sscd: list[dict[str, Any]] = []
-        labels: list[dict[str, Any]] = []
-        neighbors: list[dict[str, Any]] = []
         for first in range(0, len(generated_items), _BLOCK):
-            block = load_image_set(generated_items[first : first + _BLOCK], size=size)
-            fractions = _fractions(block)
-            for name, nearest, similarities in search(block, planes, settings, moved=moved):
-                neighbors += _neighbor_rows(name, nearest)
-                label = label_generation(
-                    similarities, foreground_fraction=fractions[name], rule=rule, tau=settings.tau, beta=settings.beta
-                )
-                row = {column.removesuffix("_id"): value for column, value in asdict(label).items()}
-                labels.append({"generation": name, **row, "searched": SEARCHED[alignment]})
-            if network is not None:
-                by_sscd += _nearest_by_sscd(network, block, described, images.ids)
+            comparison.add(load_image_set(generated_items[first : first + _BLOCK], size=size))
             report("comparing", min(first + _BLOCK, len(generated_items)), len(generated_items))
     rejected = [
         {"folder": str(folder), "item": entry.path, "reason": entry.reason}
@@ -132,11 +129,68 @@ def score_folders(
         for entry in entries
     ]
     return Scores(
-        pl.DataFrame(labels, schema=LABELS),
-        pl.DataFrame(neighbors, schema=NEIGHBORS),
+        pl.DataFrame(comparison.labels, schema=LABELS),
+        pl.DataFrame(comparison.neighbors, schema=NEIGHBORS),
         pl.DataFrame(rejected, schema=REJECTED),
-        pl.DataFrame(by_sscd, schema=SSCD),
+        pl.DataFrame(comparison.by_sscd, schema=SSCD),
+        pl.DataFrame(comparison.copied_regions, schema=COPIED_REGIONS),
+        comparison.copies.num_left_out,
     )
+
+
+class _Comparison:
+    """Rows of the tables, block by block of generated images."""
+
+    def __init__(
+        self,
+        references: ImageSet,
+        settings: SimilarityConfig,
+        device: torch.device,
+        network: Sscd | None,
+        maps: Path | None,
+    ) -> None:
+        masking = settings.masking[0]
+        self._names, self._settings, self._network, self._maps = references.ids, settings, network, maps
+        self._planes = Planes(references, masking, device=device)
+        self._moved = MovedCopies(references, settings.alignment if masking == "masked" else "none")
+        self._described = {} if network is None else region_descriptors(references, network)
+        self._searched = searched(settings, masking)
+        self.copies = Copies(references, floor=settings.list_from)
+        self.labels: list[dict[str, Any]] = []
+        self.neighbors: list[dict[str, Any]] = []
+        self.copied_regions: list[dict[str, Any]] = []
+        self.by_sscd: list[dict[str, Any]] = []
+
+    def add(self, block: ImageSet) -> None:
+        """Compare some generated images with all references."""
+        fractions, settings = block.foreground_fractions, self._settings
+        for row, (name, nearest, pairs) in enumerate(search(block, self._planes, settings, moved=self._moved)):
+            self.neighbors += _neighbor_rows(name, nearest)
+            label = label_generation(
+                pairs,
+                foreground_fraction=fractions[row],
+                rule=settings.rule[0],
+                tau=settings.tau,
+                beta=settings.beta,
+            )
+            columns = {column.removesuffix("_id"): value for column, value in asdict(label).items()}
+            self.labels.append({"generation": name, **columns, "searched": self._searched})
+            for of_pair in self.copies(block, row, pairs):
+                facts = {"reference": of_pair.pair.reference_id, "transform": of_pair.pair.transform}
+                facts["map_path"] = self._save(name, of_pair)
+                self.copied_regions += [{"generation": name, **facts, **region} for region in of_pair.rows]
+        if self._network is not None:
+            self.by_sscd += _nearest_by_sscd(self._network, block, self._described, self._names)
+
+    def _save(self, name: str, of_pair: PairCopies) -> str | None:
+        """The name of the pair's map in the folder of maps."""
+        if self._maps is None:
+            return None
+        pair = of_pair.pair
+        key = digest(name, pair.reference_id, pair.transform)[:8]
+        path = image_name(f"{name}-{pair.reference_id}", key)
+        save_png(Store(self._maps), path, Image.fromarray(of_pair.picture))
+        return path
 
 
 @dataclass(frozen=True)
@@ -228,13 +282,6 @@ def _nearest_by_sscd(
             if similarity >= -1.5:  # else undecided
                 row = {"generation": name, "region": region, "reference": names[reference]}
                 yield {**row, "similarity": similarity, "network": network.name}
-
-
-def _fractions(images: ImageSet) -> dict[str, float | None]:
-    return {
-        name: float((images.alphas[row] >= 128).mean()) if images.decided[row] else None
-        for row, name in enumerate(images.ids)
-    }
 
 
 def _neighbor_rows(name: str, nearest: list[Neighbor]) -> Iterator[dict[str, Any]]:

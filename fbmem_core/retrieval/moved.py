@@ -24,14 +24,9 @@ from fbmem_core.similarity.masked import Background, Object, Shared
 from fbmem_core.similarity.ms_ssim import SCALE_WEIGHTS, Similarity
 from fbmem_core.similarity.objects import MIN_AREA, objects
 
-SEARCHED: dict[Alignment, str] = {
-    "none": "in place",
-    "fast": "in place, mirrored, shifted by up to 12 % of the side",
-    "thorough": "in place, mirrored, shifted, cropped, scaled and turned as far as keypoints find it",
-}
 _SIDE = 32  # px, of the small pictures
 _REACH = 4  # px, by which they are shifted at most
-_SHIFTS = range(0, 2 * _REACH + 1, 2)
+_SHIFTS = range(2 * _REACH + 1)  # every pixel: fine textures are lost between two
 _CHUNK = 512  # references that are compared at once
 _MIN_CORRELATION = 0.65
 _NUM_CANDIDATES = 3
@@ -52,7 +47,7 @@ class MovedCopies:
 
     Args:
         references: The images; all views of one image may be found.
-        alignment: `none`, `fast` or `thorough`; see `SEARCHED`.
+        alignment: `none`, `fast` or `thorough`; see `similarity.SEARCHED`.
     """
 
     def __init__(self, references: ImageSet, alignment: Alignment) -> None:
@@ -138,7 +133,7 @@ def _highest(middle: torch.Tensor, shown: torch.Tensor) -> tuple[torch.Tensor, t
 def _small(image: np.ndarray, scale: float) -> np.ndarray:
     """float32 [32, 32], grey, of a picture shown `scale` times larger about its middle."""
     picture = grey(image)
-    source = picture if scale == 1.0 else shifted(0, 0, scale=scale).apply(picture)
+    source = picture if scale == 1.0 else shifted(0.0, 0.0, scale=scale).apply(picture)
     return cv2.resize(source, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
@@ -163,7 +158,9 @@ def pair_after(
     view = references.view(column)
     words = f"{view}, {transform}" if view == CENTER_CROP else str(transform)
     if not (generations.decided[row] and references.decided[column]):
-        return PairSimilarity(references.ids[column], full, None, None, transform=words)
+        return PairSimilarity(
+            references.ids[column], full, None, None, transform=words, transform_matrix=transform.numbers
+        )
     alpha_x = generations.alphas[row]
     alpha_y = np.where(covered, transform.apply(np.asarray(references.alphas[column])), 0).astype(np.uint8)
     clear_x, clear_y = alpha_x < _CLEAR, (alpha_y < _CLEAR) & covered
@@ -190,6 +187,7 @@ def pair_after(
         _similar(Background(_MIN_COVERED / 2), pair, clear_x, clear_y) if shows_background else None,
         common_foreground=max(common, default=None),
         transform=words,
+        transform_matrix=transform.numbers,
         **facts,
     )
 
@@ -220,8 +218,9 @@ def _similar(
 
 
 def _best(pairs: list[PairSimilarity]) -> list[PairSimilarity]:
-    """Pairs by reference: those of the transforms after which a region is the most similar."""
-    chosen = []
+    """Pairs by reference: those of the transforms after which a region is the most similar, each once by its words."""
+    pairs = list({(pair.reference_id, pair.transform): pair for pair in sorted(pairs, key=lambda p: p.full)}.values())
+    chosen: list[PairSimilarity] = []
     for name in dict.fromkeys(pair.reference_id for pair in pairs):
         of_reference = [pair for pair in pairs if pair.reference_id == name]
         for region in ("full", "foreground", "background"):

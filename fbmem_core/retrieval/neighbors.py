@@ -22,6 +22,7 @@ from fbmem_core.retrieval.bounds import COARSEST, PARTS, PairBounds
 from fbmem_core.retrieval.image_sets import WHOLE, ImageSet
 from fbmem_core.retrieval.planes import Planes
 from fbmem_core.retrieval.settings import FLOOR_BELOW_TAU
+from fbmem_core.retrieval.undecided import undecided_regions
 from fbmem_core.rules import ranking_regions
 from fbmem_core.similarity import REGIONS, Masking
 
@@ -62,8 +63,8 @@ def nearest_references(
         references: The images among which they are looked for; their `Planes` where they are asked for again.
         masking: Definition of region similarity; see `region_similarity`.
         top_k: How many per criterion with floor 0. 0: none below the floor, which is enough for labels.
-        floor: Every reference of at least this similarity is found. Where there is none, the one that looks nearest at
-            the coarse scales is given. 0: the first `top_k`, and every reference of at least `tau`.
+        floor: Every reference of at least this similarity is found. Where there is none, the one is given that as a
+            whole looks nearest at the coarse scales. 0: the first `top_k`, and every reference of at least `tau`.
         tau: The similarity from which on a region counts as copied. Where one is, the reference that is highest by
             each of `rules.ranking_regions()` is found whatever the floor: rule `released` labels by the highest average
             alone. So labels are exact.
@@ -258,6 +259,7 @@ def _pairs(table: PairBounds, chosen: Tensor) -> Iterator[list[PairSimilarity]]:
     for part in PARTS:
         table.advance(part, chosen)
     values = [table.bound(region) for region in REGIONS]
+    undecided = undecided_regions(table.generations) if bool(chosen.any()) else [()] * table.shape[0]
     for row in range(table.shape[0]):
         columns = chosen[row].nonzero()[:, 0]
         of_row = [value[row, columns].tolist() for value in values]
@@ -265,7 +267,7 @@ def _pairs(table: PairBounds, chosen: Tensor) -> Iterator[list[PairSimilarity]]:
             PairSimilarity(
                 table.references.images.ids[column], full, _defined(foreground), _defined(background),
                 average=_defined(average), transform=table.references.images.view(column),
-                **_object_facts(table, row, column),
+                undecided_regions=undecided[row], **_object_facts(table, row, column),
             )
             for column, full, foreground, background, average in zip(columns.tolist(), *of_row, strict=True)
         ]  # fmt: skip
@@ -307,10 +309,18 @@ def _kth_best(table: PairBounds, region: str, top_k: int) -> Tensor:
 
 
 def _resolve_nearest(table: PairBounds, region: str, floor: float) -> None:
+    """Make one pair exact for each generation that has none of at least the floor.
+
+    By the whole image that of the highest bound; by a region the same pair, so that few are computed in full where
+    nothing is near, unless the region is undefined there.
+    """
     if not table.shape[1]:
         return
     bound = table.bound(region)
     value, column = bound.max(dim=1, keepdim=True)
+    if region != "full":
+        nearest = table.exact_values("full").argmax(dim=1, keepdim=True)
+        column = torch.where(bound.gather(1, nearest) >= 0, nearest, column)
     nothing = (table.exact_values(region).amax(dim=1, keepdim=True) < floor) & (value >= 0)
     table.resolve(region, torch.zeros_like(bound, dtype=torch.bool).scatter_(1, column, nothing))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from fbmem_core.labels import PairSimilarity
+from fbmem_core.labels import PairSimilarity, copied_regions
 from fbmem_core.retrieval.image_sets import ImageSet
 from fbmem_core.retrieval.moved import MovedCopies
 from fbmem_core.retrieval.neighbors import Neighbor, nearest_pairs
 from fbmem_core.retrieval.planes import Planes
 from fbmem_core.retrieval.settings import SimilarityConfig
-from fbmem_core.similarity import REGIONS
+from fbmem_core.similarity import REGIONS, SEARCHED, Alignment, Masking
 
 
 def search(
@@ -24,7 +24,7 @@ def search(
 ) -> Iterator[tuple[str, list[Neighbor], list[PairSimilarity]]]:
     """Neighbors and pairs of `nearest_pairs`, with the pairs compared after a transform, which are ranked with them.
 
-    A generation that is a whole copy in place is not looked for elsewhere.
+    A generation that is a whole copy in place, by rule `per_region`, is not looked for elsewhere.
     """
     in_place = list(
         nearest_pairs(
@@ -32,10 +32,32 @@ def search(
             tau=settings.tau, candidates=candidates,
         )
     )  # fmt: skip
-    finished = [any(pair.full >= settings.tau for pair in pairs) for _, _, pairs in in_place]
+    finished = [
+        any(_is_whole(pair, fraction, settings) for pair in pairs)
+        for fraction, (_, _, pairs) in zip(generations.foreground_fractions, in_place, strict=True)
+    ]
     after = [[] for _ in in_place] if moved is None else list(moved(generations, finished))
     for (name, neighbors, pairs), transformed in zip(in_place, after, strict=True):
-        yield name, merged(neighbors, transformed, floor=settings.lowest), [*pairs, *transformed]
+        undecided = pairs[0].undecided_regions if pairs else ()
+        moved_pairs = [replace(pair, undecided_regions=undecided) for pair in transformed]
+        yield name, merged(neighbors, moved_pairs, floor=settings.lowest), [*pairs, *moved_pairs]
+
+
+def _is_whole(pair: PairSimilarity, foreground_fraction: float | None, settings: SimilarityConfig) -> bool:
+    return copied_regions(pair, foreground_fraction=foreground_fraction, tau=settings.tau, beta=settings.beta).whole
+
+
+def searched(settings: SimilarityConfig, masking: Masking) -> str:
+    """Words for what was searched: where copies were looked for, and among which references.
+
+    >>> searched(SimilarityConfig(), "composite")
+    'in place'
+    """
+    alignment: Alignment = settings.alignment if masking == "masked" else "none"
+    where = SEARCHED[alignment]
+    if settings.prefilter == "none":
+        return where
+    return f"{where}, among {settings.num_candidates} references an image chosen by {settings.prefilter}"
 
 
 def merged(neighbors: Sequence[Neighbor], pairs: Sequence[PairSimilarity], *, floor: float) -> list[Neighbor]:

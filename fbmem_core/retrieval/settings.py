@@ -14,6 +14,7 @@ from fbmem_core.settings import DEVICE_PATTERN, Section, as_list
 from fbmem_core.similarity import MIN_SIDE, Alignment, Masking
 
 FLOOR_BELOW_TAU = 0.2  # how far below tau every reference is listed
+SSCD_THRESHOLD = 0.75  # from which on its authors take two pictures for copies
 
 
 class SimilarityConfig(Section):
@@ -21,7 +22,8 @@ class SimilarityConfig(Section):
 
     With a `prefilter` only the references whose vectors are near are compared (`pipeline`: those of its autoencoder,
     `open_clip`, or a descriptor with its file `descriptor_weights`): the `num_candidates` nearest by the
-    whole image, its foreground and its background. Its recall is measured on `num_checked` generations.
+    whole image, its foreground and its background. Its recall is measured on `num_checked` generations. `sscd` is the
+    TorchScript file of an SSCD network, which judges pairs a second time: from `sscd_threshold` on it sees a copy.
     """
 
     size: int = Field(512, ge=MIN_SIDE, le=4096)
@@ -35,6 +37,8 @@ class SimilarityConfig(Section):
     alignment: Alignment = "fast"
     prefilter: str = "none"
     descriptor_weights: Path | None = Field(None, validate_default=True)
+    sscd: Path | None = None
+    sscd_threshold: float = Field(SSCD_THRESHOLD, gt=-1, le=1)
     num_candidates: int = Field(1000, ge=1)
     num_checked: int = Field(20, ge=0)
 
@@ -42,6 +46,11 @@ class SimilarityConfig(Section):
     def lowest(self) -> float:
         """The floor: every reference of at least this similarity is found. tau - 0.2 unless the file says otherwise."""
         return max(self.tau - FLOOR_BELOW_TAU, 0.0) if self.floor is None else self.floor
+
+    @property
+    def list_from(self) -> float:
+        """Similarity from which on a pair is shown with what it copies: the floor, with floor 0 the usual one."""
+        return self.lowest or max(self.tau - FLOOR_BELOW_TAU, 0.0)
 
     @field_validator("rule")
     @classmethod

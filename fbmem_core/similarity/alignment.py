@@ -7,6 +7,7 @@ A transform is first guessed, from coarse pictures or from keypoints, then refin
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,6 +34,25 @@ class Transform:
 
     matrix: np.ndarray
     mirrored: bool = False
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[float]) -> Transform:
+        """The transform of six `numbers`."""
+        matrix = np.array(numbers, dtype=np.float64).reshape(2, 3)
+        mirrored = bool(np.linalg.det(matrix[:, :2]) < 0)
+        return cls(_mirror(matrix) if mirrored else matrix, mirrored)
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Six numbers, row by row, that map a generation's (x, y, 1) to its reference's, in units of the side.
+
+        The determinant of a mirrored one is negative.
+
+        >>> shifted(0.25, 0.0, mirrored=True).numbers
+        (-1.0, 0.0, 1.25, 0.0, 1.0, 0.0)
+        """
+        matrix = _mirror(self.matrix) if self.mirrored else self.matrix
+        return tuple(float(number) + 0.0 for number in matrix.flatten())
 
     @cached_property
     def scale(self) -> float:
@@ -66,7 +86,7 @@ class Transform:
             words.append(f"scaled {self.scale:.2f}")
         if abs(self.degrees) >= 0.1:
             words.append(f"turned {self.degrees:+.1f} degrees")
-        return ", ".join(words) or "whole"
+        return ", ".join(words) or ("whole" if self.is_identity else "distorted")
 
     def apply(self, image: np.ndarray) -> np.ndarray:
         """The reference [h, w(, 3)] as the generation shows it; 0 where it shows nothing of it."""
@@ -85,6 +105,11 @@ class Transform:
         """The matrix for pixel centres."""
         to_unit = np.array([[1 / width, 0, 0.5 / width], [0, 1 / height, 0.5 / height], [0, 0, 1]])
         return (np.linalg.inv(to_unit) @ np.vstack([self.matrix, [0, 0, 1]]) @ to_unit)[:2].astype(np.float32)
+
+
+def _mirror(matrix: np.ndarray) -> np.ndarray:
+    """The matrix to a reference's pixels, of that to those of its mirror image; and back."""
+    return np.stack([np.array([0.0, 0.0, 1.0]) - matrix[0], matrix[1]])
 
 
 def shifted(right: float, down: float, *, mirrored: bool = False, scale: float = 1.0) -> Transform:

@@ -19,8 +19,9 @@ SIDE = 256  # px, at which maps are drawn
 COPIED = 0.7  # local similarity from which on a pixel counts as copied
 _SCALES = (0, 1, 2)  # of the map's side: finer is noise, coarser has no place
 _MIN_TEXTURE = 0.15
-_COVERED, _CLEAR = 128, 64  # of 255, as in `masked`
-IMAGE, BACKGROUND = "image", "background"
+_CLEAR = 64  # of 255, as in `masked`
+IMAGE, FOREGROUND, BACKGROUND = "image", "foreground", "background"
+OBJECT, REFERENCE_OBJECT = "object", "reference object"
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,12 @@ class CopyMap:
 
 @dataclass(frozen=True)
 class CopiedRegion:
-    """One region of a generation: the whole `image`, its `background`, or an object by its number.
+    """One region of a generation and what of it is copied.
 
-    `left`, `top`, `right`, `bottom` and `area` are shares of the image; `share_copied` is the share of the region's
-    pixels with texture that are copied, None without any; `largest_area` that of the largest connected copied part.
+    `region` is the whole `image`, its `foreground`, its `background`, `object 1` and so on, or `reference object 1`:
+    the place where the reference shows an object, whatever the generation's matte says of it. `left`, `top`, `right`,
+    `bottom`, `area` and `largest_area`, that of the largest connected copied part, are shares of the image;
+    `share_copied` is the share of the region's pixels with texture that are copied, None without any.
     """
 
     region: str
@@ -105,17 +108,32 @@ def _local(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (cs * texture).sum(axis=2) / np.maximum(texture.sum(axis=2), 1e-6), texture.mean(axis=2)
 
 
-def copied_regions(copies: CopyMap, alpha: np.ndarray | None) -> Iterator[CopiedRegion]:
-    """Copied regions by a map: image, background and each object of a matte uint8 [h, w]; None: undecided."""
+def copied_regions(
+    copies: CopyMap, alpha: np.ndarray | None, reference_alpha: np.ndarray | None = None
+) -> Iterator[CopiedRegion]:
+    """Copied regions by a map: of the image, of its foreground and background, and of each object.
+
+    Args:
+        copies: The map.
+        alpha: uint8 [h, w]: the generation's matte; None: undecided, the image alone is told of.
+        reference_alpha: The reference's, moved as the reference was; None: undecided.
+    """
     yield _region(IMAGE, np.ones((SIDE, SIDE), bool), copies)
     if alpha is None:
         return
-    numbers = cv2.resize(objects(alpha), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+    numbers = _numbers(alpha)
     clear = cv2.resize(alpha, (SIDE, SIDE), interpolation=cv2.INTER_AREA) < _CLEAR
-    if clear.any():
-        yield _region(BACKGROUND, clear, copies)
-    for number in range(1, int(numbers.max()) + 1):
-        yield _region(str(number), numbers == number, copies)
+    for name, place in ((FOREGROUND, numbers > 0), (BACKGROUND, clear)):
+        if place.any():
+            yield _region(name, place, copies)
+    theirs = np.zeros_like(numbers) if reference_alpha is None else _numbers(reference_alpha)
+    for name, of_objects in ((OBJECT, numbers), (REFERENCE_OBJECT, theirs)):
+        for number in range(1, int(of_objects.max()) + 1):
+            yield _region(f"{name} {number}", of_objects == number, copies)
+
+
+def _numbers(alpha: np.ndarray) -> np.ndarray:
+    return cv2.resize(objects(alpha), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
 
 
 def _region(name: str, place: np.ndarray, copies: CopyMap) -> CopiedRegion:

@@ -155,20 +155,30 @@ class Similarity:
         total, left = sum(self.scale_weights), self.missing.clamp_min(0)
         exponent = total / (self.counted + left).clamp_min(_SMALLEST)
         undecided = self.counted + left < MIN_SHARE * total
-        undecided |= (left < _SMALLEST) & (self.finest > max(len(self.scale_weights) - _NUM_COARSE - 1, 0))
+        undecided |= (left < _SMALLEST) & self._is_coarse
         return (self.product ** exponent[..., None]).mean(dim=-1).masked_fill(undecided, torch.nan)
+
+    @property
+    def is_decided(self) -> Tensor:
+        """True where enough scales count already, so that no finer one can make it undecided."""
+        return (self.counted >= MIN_SHARE * sum(self.scale_weights)) & ~self._is_coarse
+
+    @property
+    def _is_coarse(self) -> Tensor:
+        """True where no scale counts but coarse ones, at which smooth gradients are texture."""
+        return self.finest > max(len(self.scale_weights) - _NUM_COARSE - 1, 0)
 
     def of(self, rows: Tensor | int, columns: Tensor | int) -> Similarity:
         """Similarities of a few pairs of a table."""
         at = (rows, columns)
         return Similarity(self.product[at], self.counted[at], self.missing[at], self.finest[at], self.scale_weights)
 
-    def is_first(self, at: tuple[Tensor, Tensor] | slice = slice(None)) -> Tensor:
+    def is_first(self, at: tuple[Tensor, ...] | slice = slice(None)) -> Tensor:
         """True where no scale counts yet, of the pairs `at`: at the first that does, luminance counts too."""
         return self.counted[at] == 0
 
     def multiply(
-        self, scale: int, factor: Tensor, texture: Tensor, at: tuple[Tensor, Tensor] | slice = slice(None)
+        self, scale: int, factor: Tensor, texture: Tensor, at: tuple[Tensor, ...] | slice = slice(None)
     ) -> None:
         """Take in the factors [m, 3] of one scale, for the pairs `at`; scales come coarsest first.
 

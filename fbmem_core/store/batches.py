@@ -75,7 +75,8 @@ class Batches:
                 elif kept != pieces:
                     keys = pl.DataFrame([owners[piece] for piece in kept], schema=self._owner, orient="row")
                     rows = self._store.read(table, self._partition, shard=name)
-                    self._write(table, name, kept, rows.join(keys, on=self._owner, how="semi"))
+                    if not rows.is_empty():  # else another step has removed the file in between
+                        self._write(table, name, kept, rows.join(keys, on=self._owner, how="semi"))
 
     def write(self, rows: Mapping[str, Sequence[Mapping[str, Any]]], pieces: Sequence[str]) -> None:
         """Write the rows of a few pieces, a list for each table, as one file in each."""

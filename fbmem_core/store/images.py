@@ -21,9 +21,14 @@ _MAX_PENDING = 16
 
 
 def image_path(folder: str, checkpoint: str, name: str, key: str) -> str:
-    """Relative path of an image: readable name, then the key that makes it unique."""
+    """Relative path of an image in the store."""
+    return f"images/{folder}/{checkpoint}/{image_name(name, key)}"
+
+
+def image_name(name: str, key: str) -> str:
+    """Name of a file: what is readable of a name, then the key that makes it unique."""
     readable = re.sub(r"[^a-z0-9._-]+", "_", name.lower()).strip("._")[:60] or "image"
-    return f"images/{folder}/{checkpoint}/{readable}-{key}.png"
+    return f"{readable}-{key}.png"
 
 
 def save_png(store: Store, relative: str, image: Image.Image, *, notes: Mapping[str, str] | None = None) -> None:

@@ -97,8 +97,8 @@ def _run_minisign(arguments: list[str], key: Path) -> None:
     if shutil.which("minisign") is None:
         raise InputError("the command minisign", "none", cure="Install it, for example `apt-get install minisign`.")
     # on a terminal it asks for the key's password, on standard error: standard output is for results
-    shown = {"stdout": 2, "stderr": 2} if sys.stdin.isatty() else {"capture_output": True}
-    done = subprocess.run(["minisign", *arguments], text=True, check=False, **shown)  # type: ignore[call-overload]
+    shown: dict[str, Any] = {"stdout": 2, "stderr": 2} if sys.stdin.isatty() else {"capture_output": True}
+    done = subprocess.run(["minisign", *arguments], text=True, check=False, **shown)
     if done.returncode:
         reason = (done.stderr or done.stdout).strip() or f"status {done.returncode}"
         raise InputError("a signature that minisign accepts", reason, where=key, cure="Check key and manifest.")

@@ -63,6 +63,7 @@ _FINDING = {
     "reference_sha256": "of the reference",
     "reference_url": "where the manifest says the reference comes from",
     "reference_caption": "text that the manifest names",
+    "is_fragile": "whether the label flips under a small change of the mask; null: not tried",
 }
 _FINDINGS_SQL = """
 WITH nearest AS (
@@ -89,7 +90,8 @@ SELECT n.checkpoint, {method_column} n.prompt_id, p.prompt, p.kind, n.seed, n.la
   n.region, n.reference_id, n.similarity, n.similarity - n.tau AS margin, {elicited_by} AS elicited_by,
   n.full_similarity, n.foreground_similarity, n.background_similarity, n.full_reference_id, n.foreground_reference_id,
   n.background_reference_id, n.transform, m.foreground_fraction, g.path, g.sha256, m.path AS mask_path,
-  r.path AS reference_path, r.sha256 AS reference_sha256, r.url AS reference_url, r.caption AS reference_caption
+  r.path AS reference_path, r.sha256 AS reference_sha256, r.url AS reference_url, r.caption AS reference_caption,
+  f.is_fragile
 FROM named n
 LEFT JOIN prompts p ON p.checkpoint = n.checkpoint AND p.prompt_id = n.prompt_id
 LEFT JOIN generations g ON g.checkpoint = n.checkpoint AND g.method = n.method AND g.prompt_id = n.prompt_id
@@ -97,6 +99,8 @@ LEFT JOIN generations g ON g.checkpoint = n.checkpoint AND g.method = n.method A
 LEFT JOIN masks m ON m.checkpoint = n.checkpoint AND m.image_kind = 'generation'
   AND m.image_id = n.method || '/' || n.prompt_id || '/' || n.seed
 LEFT JOIN reference_images r ON r.checkpoint = n.checkpoint AND r.reference_id = n.reference_id
+LEFT JOIN fragile_labels f ON f.checkpoint = n.checkpoint AND f.method = n.method AND f.prompt_id = n.prompt_id
+  AND f.seed = n.seed
 """
 _PROMPTS_SQL = """
 WITH counted AS (

@@ -72,6 +72,7 @@ def make_slice(folder: Path, *, prompts=SLICE_PROMPTS, references=SLICE_REFERENC
             "non_memorized_prompts": str(CANARY / "non_memorized_prompts.txt"),
             "num_seeds": 2, "num_threshold_prompts": 20,
         },
+        "robustness": {"num_images": 4},
         "mitigations": {},
     } | changes  # fmt: skip
     path = folder / "slice.yaml"
@@ -115,14 +116,21 @@ def _audit(file: Path, store: Path, *options: str) -> Run:
 
 
 @pytest.fixture(scope="session")
-def audited(tmp_path_factory, request):
+def audited(tmp_path_factory, request, tiny_sscd):
     """(store, audit file, finished call) of one whole audit of the slice; tests only read it, on whatever process."""
     folder = tmp_path_factory.getbasetemp()
     folder = (folder.parent if hasattr(request.config, "workerinput") else folder) / "audited"
     file, call = folder / "slice" / "slice.yaml", folder / "call.json"
     with FileLock(f"{folder}.lock"):
         if not call.is_file():
-            make_slice(file.parent, mitigations=MITIGATIONS, quality={"metrics": ["clip"]})
+            canary = yaml.safe_load((PROJECT / "data" / "audits" / "canary.yaml").read_text(encoding="utf-8"))
+            make_slice(
+                file.parent,
+                mitigations=MITIGATIONS,
+                quality={"metrics": ["clip"]},
+                similarity=canary["similarity"] | {"sscd": str(tiny_sscd)},
+                thresholds={"held_out": str(CANARY / "held_out"), "non_memorized_kinds": ["public"]},
+            )
             call.write_text(json.dumps(asdict(_audit(file, folder / "store"))))
     return folder / "store", file, Run(**json.loads(call.read_text()))
 

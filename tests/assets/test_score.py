@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fbmem_core.canary.pictures import Picture, draw, random_creature, random_scenery
-from fbmem_core.retrieval.label_images import LABELS, NEIGHBORS, REJECTED, SSCD
+from fbmem_core.retrieval.label_images import COPIED_REGIONS, LABELS, NEIGHBORS, REJECTED, SSCD
 from tests.assets.conftest import CANARY, PROJECT
 
 SIDE = 176
@@ -73,6 +73,25 @@ def test_every_image_has_its_label_and_the_references_it_came_from(score, rule):
     assert "4 images, 0 rejected" in run.stdout
 
 
+def test_what_is_copied_stands_beside_the_labels_region_by_region_with_a_picture(score):
+    run, out = score()
+    assert run.exit_code == 0, run.stderr
+    table = pl.read_parquet(out.with_name("labels.copied_regions.parquet"))
+    assert table.schema == pl.Schema(COPIED_REGIONS)
+    best = table.filter((pl.col("generation") == "whole") & (pl.col("reference") == "castle"))
+    assert set(best["region"]) >= {"image", "foreground", "background", "object 1", "reference object 1"}
+    assert best["share_copied"].drop_nulls().min() > 0.95
+    shares = table.filter(pl.col("transform") == "whole").rows_by_key(["generation", "reference", "region"], named=True)
+    [copied], [new] = (shares["object", "castle", region] for region in ("object 1", "background"))
+    assert copied["share_copied"] > 0.8
+    assert new["share_copied"] < 0.3
+    for path in table["map_path"].unique():
+        with Image.open(out.with_name("labels.copies") / path) as picture:
+            assert picture.size == (256, 256)
+    assert set(pl.read_parquet(out)["searched"]) == {"in place, mirrored, shifted by up to 12 % of the side"}
+    assert "searched: in place, mirrored" in run.stdout
+
+
 def test_the_nearest_references_stand_beside_the_labels(score):
     run, out = score("--floor", 0, "--top-k", 2, "--alignment", "none")
     assert run.exit_code == 0, run.stderr
@@ -131,7 +150,10 @@ def test_images_of_any_shape_are_compared(score, folders):
     Image.new("L", (300, 200)).save(generated.with_name("generated-masks") / "black.png")
     run, out = score()
     assert run.exit_code == 0, run.stderr
-    assert dict(pl.read_parquet(out).select("generation", "label").iter_rows())["black"] == "NM"
+    assert dict(pl.read_parquet(out).select("generation", "label", "undecided").rows_by_key("generation"))["black"] == [
+        (None, "background")
+    ]
+    assert "nothing in it can be recognised: background 1; 1 of these images have no label" in run.stdout
     assert len(pl.read_parquet(out)) == 6
 
 

@@ -68,8 +68,10 @@ def main(num_generations: int = 200, num_references: int = 500, size: int = 512)
     _print_growth()
 
 
-def pictures(num: int, size: int, *, seed: int, prefix: str, copied: ImageSet | None = None) -> ImageSet:
-    """Crops of photographs with drawn objects; of each ten, one copies the whole, one or the other region."""
+def pictures(
+    num: int, size: int, *, seed: int, prefix: str, copied: ImageSet | None = None, every: int = 10
+) -> ImageSet:
+    """Crops of photographs with drawn objects; one of each `every` copies the whole, or one or the other region."""
     photographs = _photographs()
     rng = np.random.default_rng(seed)
     images, alphas = np.empty((num, size, size, 3), np.uint8), np.empty((num, size, size), np.uint8)
@@ -78,10 +80,10 @@ def pictures(num: int, size: int, *, seed: int, prefix: str, copied: ImageSet | 
         texture = _crop(rng, photographs, size)
         color, alpha = draw_object(random_creature(rng) if row % 2 else random_object(rng), size=size)
         foreground = 0.6 * color + 0.4 * texture
-        if copied is not None and row % 10 == 0:
-            source = row // 10 % len(copied)
+        if copied is not None and row % every == 0:
+            source = row // every % len(copied)
             known, known_alpha = copied.images[source].astype(float), copied.alphas[source] / 255
-            kind = row // 10 % 3
+            kind = row // every % 3
             if kind < 2:
                 foreground, alpha = known, known_alpha
             if kind != 1:

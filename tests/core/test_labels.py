@@ -122,7 +122,7 @@ def test_an_undecided_matte_leaves_the_label_open_unless_the_whole_image_decides
     same = PairSimilarity("b", 0.85, None, None)
     assert label_generation([different], foreground_fraction=None).label is None
     assert label_generation([different, same], foreground_fraction=None) == GenerationLabel(
-        "VM", 0.85, None, None, "b", None, None, transform="whole"
+        "VM", 0.85, None, None, "b", None, None, transform="whole", undecided="matte"
     )
     assert label_generation([different, same], foreground_fraction=None, rule="released").label is None
 
@@ -136,7 +136,7 @@ def test_an_undecided_reference_takes_no_other_reference_with_it():
 def test_without_any_pair_nothing_is_memorized_and_an_undecided_matte_stays_undecided():
     nothing = (None,) * 6
     assert label_generation([], foreground_fraction=0.4) == GenerationLabel("NM", *nothing, False, False)
-    assert label_generation([], foreground_fraction=None) == GenerationLabel(None, *nothing)
+    assert label_generation([], foreground_fraction=None) == GenerationLabel(None, *nothing, undecided="matte")
 
 
 @given(PAIRS, FRACTIONS)
@@ -228,3 +228,42 @@ def test_both_copied_regions_are_named_where_they_come_from_two_references():
     label = label_generation(pairs, foreground_fraction=0.3)
     assert (label.label, label.foreground_copied, label.background_copied) == ("FM", True, True)
     assert (label.foreground_reference_id, label.background_reference_id) == ("castle", "beach")
+
+
+PLAIN = {"undecided_regions": ("background",)}
+
+
+@pytest.mark.parametrize(
+    ("full", "foreground", "background", "label", "background_copied"),
+    [
+        (0.95, 0.95, None, "VM", None),  # a product on a white page, and the same picture
+        (0.50, 0.95, None, "FM", None),  # the same product on a page of another brightness
+        (0.95, 0.20, None, "NM", None),  # another product on a white page
+        (0.50, 0.95, 0.10, "FM", None),  # before a scenery in the reference: this pair decides, but no white page can
+    ],
+)
+def test_before_a_background_that_shows_nothing_the_foreground_decides(
+    full, foreground, background, label, background_copied
+):
+    found = label_generation([pair(full, foreground, background, **PLAIN)], foreground_fraction=0.3)
+    assert (found.label, found.background_copied, found.undecided) == (label, background_copied, "background")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("fraction", "plain"), [(0.0, "background"), (0.5, "foreground, background"), (0.99, "foreground")]
+)
+def test_a_picture_that_shows_nothing_has_no_label_and_is_no_silent_nm(rule, fraction, plain):
+    one = pair(0.7, None, None, undecided_regions=tuple(plain.split(", ")))
+    found = label_generation([one], foreground_fraction=fraction, rule=rule)
+    assert (found.label, found.undecided) == (None, plain)
+    assert (found.foreground_copied, found.background_copied) == tuple(
+        None if region in plain else False for region in ("foreground", "background")
+    )
+
+
+def test_a_region_that_shows_nothing_leaves_the_others_label():
+    one = pair(0.7, None, 0.9, undecided_regions=("foreground",))
+    found = label_generation([one], foreground_fraction=0.3)
+    assert (found.label, found.foreground_copied, found.background_copied) == ("BM", None, True)
+    assert found.undecided == "foreground"

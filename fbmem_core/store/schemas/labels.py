@@ -67,6 +67,12 @@ SIMILARITIES = Table(
         Column("reference_object_areas", REALS, "of each object of the reference, its share of the image"),
         Column("reference_object_similarities", REALS, "MS-SSIM of each; null: without texture"),
         TRANSFORM,
+        Column(
+            "transform_matrix",
+            REALS,
+            "six numbers, row by row, that map the image's (x, y, 1) to its reference's, in sides; none: not moved",
+        ),
+        Column("undecided_regions", TEXTS, "regions of the image that show nothing that could be recognised"),
     ),
 )
 LABELS = Table(
@@ -87,6 +93,37 @@ LABELS = Table(
         Column("foreground_copied", BOOLEAN, "whether an object is a copy of its reference's; null: undecided"),
         Column("background_copied", BOOLEAN, "whether the background is a copy of its reference's; null: undecided"),
         TRANSFORM,
+        Column(
+            "undecided",
+            TEXT,
+            "parts of the image of which nothing can be said: matte, foreground or background; null: none",
+        ),
+        Column("searched", TEXT, "where copies were looked for; NM means that none was found there"),
+    ),
+)
+COPIED_REGIONS = Table(
+    "copied_regions",
+    "One row per image, reference, transform and region, for the pairs at or above the floor (masking: the first).",
+    key=("checkpoint", "method", "prompt_id", "seed", "reference_id", "transform", "region"),
+    columns=(
+        *IMAGE,
+        REFERENCE_ID,
+        TRANSFORM,
+        Column(
+            "region",
+            TEXT,
+            "image, foreground (all objects), background, object 1 and on (largest first), or reference object 1: "
+            "where the reference shows one",
+        ),
+        Column("left", REAL, "edge of the box about the region, 0 to 1 of the width"),
+        Column("top", REAL, "0 to 1 of the height"),
+        Column("right", REAL, "0 to 1 of the width"),
+        Column("bottom", REAL, "0 to 1 of the height"),
+        Column("area", REAL, "of the region, share of the image"),
+        Column("share_copied", REAL, "of the region's pixels with texture, the share that is copied; null: no texture"),
+        Column("similarity", REAL, "MS-SSIM, by which labels are given; of the foreground that of the best object"),
+        Column("largest_area", REAL, "of the largest connected copied part of the region, share of the image"),
+        Column("map_path", TEXT, "copy map below the store: copied pixels orange, other ones blue, grey no texture"),
     ),
 )
 ONE_TO_MANY = Table(
@@ -98,8 +135,20 @@ ONE_TO_MANY = Table(
         METHOD,
         PROMPT_ID,
         NUM_GENERATIONS,
-        Column("num_references", INTEGER, "distinct references that its images match"),
-        Column("reference_ids", TEXTS, "their names"),
+        Column("num_references", INTEGER, "distinct references that its images match; near-duplicates count once"),
+        Column("reference_ids", TEXTS, "names of all that they match, near-duplicates too"),
+    ),
+)
+REFERENCE_GROUPS = Table(
+    "reference_groups",
+    "One row per reference that a prompt matches beside others: which of these are near-duplicates of it.",
+    key=("checkpoint", "method", "prompt_id", "reference_id"),
+    columns=(
+        CHECKPOINT,
+        METHOD,
+        PROMPT_ID,
+        REFERENCE_ID,
+        Column("group_id", TEXT, "first reference of its group: whole copies of each other by the measure"),
     ),
 )
 PROMPT_LABELS = Table(
@@ -115,4 +164,6 @@ PROMPT_LABELS = Table(
         Column("num_memorized", INTEGER, "images labelled VM, FM or BM"),
     ),
 )
-TABLES = (NEIGHBORS, PREFILTER_RECALLS, SIMILARITIES, LABELS, ONE_TO_MANY, PROMPT_LABELS)
+TABLES = (
+    NEIGHBORS, PREFILTER_RECALLS, SIMILARITIES, LABELS, COPIED_REGIONS, ONE_TO_MANY, REFERENCE_GROUPS, PROMPT_LABELS,
+)  # fmt: skip

@@ -11,7 +11,8 @@ from fbmem_core.diffusion.loading import load_pipeline
 from fbmem_core.evaluation import DetectorName
 from fbmem_core.evaluation.alignment import prompt_alignment
 from fbmem_core.evaluation.attention import end_token_attention
-from fbmem_core.evaluation.detectors import DETECTORS, Probe, Subject, measure
+from fbmem_core.evaluation.detectors import DETECTORS, measure
+from fbmem_core.evaluation.probe import Probe, Subject
 from fbmem_core.mitigation.wen import detection_metric
 
 SEEDS = range(2)

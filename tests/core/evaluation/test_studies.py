@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from fbmem_core.evaluation.foreground_probe import foreground_probe
 from fbmem_core.evaluation.studies import (
     cluster_agreement,
     consistency,
-    foreground_probe,
     neuron_sharing,
     policy_findings,
     stable_range,
