@@ -17,6 +17,8 @@ import dagster as dg
 from fbmem_assets.orchestration.executors import GPU, pool_of
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_core.audit.file import dump_audit
+from fbmem_core.audit.results import BASELINE, AuditedCheckpoint
+from fbmem_core.store.tables import rows_sha256
 
 FINISHED, LEFT_OUT = "finished", "left_out"
 CODE_VERSION = version("fbmem")
@@ -53,6 +55,26 @@ def record_of(store: AuditStore, key: str, asset: str) -> dict[str, Any] | None:
     """Record of the time when the asset last finished; None: it never did, or it is at work."""
     rows = store.tables.read("records", key, shard=asset).to_dicts()
     return rows[0] if rows else None
+
+
+def frozen_settings(audit: AuditedCheckpoint) -> dict[str, Any]:
+    """The row of `audit_settings`: what the labels were made with, and hashes of what went in."""
+    similarity, sampling = audit.config.similarity, audit.config.sampling
+    inputs = {
+        "prompts": audit.read("prompts").select("prompt_id", "prompt"),
+        "references": audit.references.select("reference_id", "sha256"),
+        "generations": audit.read("generations", BASELINE).select("prompt_id", "seed", "sha256"),
+    }
+    return {
+        "masking": similarity.masking[0], "rule": similarity.rule[0], "tau": similarity.tau, "beta": similarity.beta,
+        "size": similarity.size, "floor": similarity.lowest, "top_k": similarity.top_k,
+        "segmenter": audit.config.segmentation.model, "steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale, "first_seed": sampling.seed,
+        "samples_per_prompt": audit.config.samples_per_prompt, "height": sampling.height, "width": sampling.width,
+        "dtype": sampling.dtype, "settings": dump_audit(audit.config),
+        **{f"num_{name}": len(rows) for name, rows in inputs.items()},
+        **{f"{name}_sha256": rows_sha256(rows.rows()) for name, rows in inputs.items()},
+    }  # fmt: skip
 
 
 @lru_cache(maxsize=1)

@@ -151,8 +151,10 @@ def _agreement(audit: AuditedCheckpoint, rows: pl.DataFrame) -> Any:
 
 def _judged(audit: AuditedCheckpoint) -> pl.DataFrame:
     """Agreement beside each prompt's most frequent label, by the first masking and rule, if it has one."""
-    labels = audit.summary_labels().drop_nulls("label")
-    most = labels.group_by("prompt_id").agg(pl.col("label").mode().sort().first())
+    from fbmem_core.evaluation.changes import label_prompts
+
+    labels = label_prompts(audit.summary_labels(), audit.read("prompts"))
+    most = labels.drop_nulls("label").select("prompt_id", "label")
     return audit.read("seed_agreement").join(most, on="prompt_id").sort("prompt_id")
 
 
@@ -180,7 +182,13 @@ def _scatter(judged: pl.DataFrame) -> str:
         label: (rows["inside"].fill_null(0).to_list(), rows["outside"].fill_null(0).to_list())
         for (label,), rows in judged.sort("label").group_by("label", maintain_order=True)
     }
-    return line_plot(groups, title="Seed agreement by label", x_label="inside", label="outside", style="o")
+    return line_plot(
+        groups,
+        title="Seed agreement by label",
+        x_label="mean cosine inside the mask",
+        label="mean cosine outside",
+        style="o",
+    )
 
 
 def _roc(judged: pl.DataFrame) -> str:
@@ -193,7 +201,9 @@ def _roc(judged: pl.DataFrame) -> str:
         if len(set(truth)) == 2:
             false_positives, true_positives, _ = roc_curve(truth, score)
             curves[name] = (false_positives.tolist(), true_positives.tolist())
-    return line_plot(curves, title="ROC against the labels", x_label="false positives", label="true positives")
+    return line_plot(
+        curves, title="ROC against the labels", x_label="share of false positives", label="share of true positives"
+    )
 
 
 def _map_picture(agreement_map: "torch.Tensor") -> Any:

@@ -200,7 +200,7 @@ def _with_matte(audit: AuditedCheckpoint, path: Path, name: str) -> tuple[Path, 
         return path, None, None
     file = image_path("attacks/matte", audit.partition, name, digest(name))
     save_png(audit.store, file, matte.to_image())
-    return path, audit.store.root / file, float((matte.alpha >= 0.5).mean())
+    return path, audit.store.root / file, matte.foreground_fraction
 
 
 def _label(

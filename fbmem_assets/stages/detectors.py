@@ -244,4 +244,9 @@ def _roc(scores: pl.DataFrame) -> str:
         if rows["is_memorized"].n_unique() == 2:
             false_positives, true_positives, _ = roc_curve(rows["is_memorized"].to_list(), rows["score"].to_list())
             curves[str(name)] = (false_positives.tolist(), true_positives.tolist())
-    return line_plot(curves, title="Detectors without references", x_label="false positives", label="true positives")
+    return line_plot(
+        curves,
+        title="Detectors without references",
+        x_label="share of false positives",
+        label="share of true positives",
+    )

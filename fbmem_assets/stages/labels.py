@@ -8,16 +8,15 @@ import dagster as dg
 import polars as pl
 
 from fbmem_assets.orchestration.checks import Verdict, all_there, table_check
+from fbmem_assets.orchestration.provenance import frozen_settings
 from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
-from fbmem_core.audit.file import dump_audit
 from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint
 from fbmem_core.inputs.pictures import open_rgb
 from fbmem_core.inputs.truth import read_truth
 from fbmem_core.labels import SEVERITY, label_generation, label_pair, matches
 from fbmem_core.mitigation import UNMITIGATED
 from fbmem_core.store.images import open_image
-from fbmem_core.store.tables import rows_sha256
 
 STAGE = "labels"
 _SHEET_PAIRS = 6
@@ -266,26 +265,6 @@ def label_shares(labels: pl.DataFrame) -> dict[str, float]:
     shares = {f"share_{name}": labels.filter(label=label).height / total for label, name in names.items()}
     copied = shares["share_vm"] + shares["share_fm"] + shares["share_bm"]
     return shares | {"share_copied": copied, "num_undecided": labels["label"].null_count(), "num_images": len(labels)}
-
-
-def frozen_settings(audit: AuditedCheckpoint) -> dict[str, Any]:
-    """The row of `audit_settings`: what the labels were made with, and hashes of what went in."""
-    similarity, sampling = audit.config.similarity, audit.config.sampling
-    inputs = {
-        "prompts": audit.read("prompts").select("prompt_id", "prompt"),
-        "references": audit.references.select("reference_id", "sha256"),
-        "generations": audit.read("generations", BASELINE).select("prompt_id", "seed", "sha256"),
-    }
-    return {
-        "masking": similarity.masking[0], "rule": similarity.rule[0], "tau": similarity.tau, "beta": similarity.beta,
-        "size": similarity.size, "floor": similarity.lowest, "top_k": similarity.top_k,
-        "segmenter": audit.config.segmentation.model, "steps": sampling.steps,
-        "guidance_scale": sampling.guidance_scale, "first_seed": sampling.seed,
-        "samples_per_prompt": audit.config.samples_per_prompt, "height": sampling.height, "width": sampling.width,
-        "dtype": sampling.dtype, "settings": dump_audit(audit.config),
-        **{f"num_{name}": len(rows) for name, rows in inputs.items()},
-        **{f"{name}_sha256": rows_sha256(rows.rows()) for name, rows in inputs.items()},
-    }  # fmt: skip
 
 
 def _first(audit: AuditedCheckpoint) -> pl.Expr:

@@ -129,6 +129,7 @@ def _write_masks(
     context: dg.OpExecutionContext, store: AuditStore, kind: str, images: Sequence[_Image], *, shard: str
 ) -> dg.MaterializeResult:
     from fbmem_core.inputs.pictures import open_rgb
+    from fbmem_core.inputs.segmentation import foreground_fraction
     from fbmem_core.report.pictures import contact_sheet, overlay
 
     audit = store.open(context.partition_key)
@@ -143,7 +144,7 @@ def _write_masks(
             continue
         saved = open_image(audit.store, path)
         alpha, status = np.asarray(saved, dtype=np.float32) / 255, saved.info[_STATUS_KEY]
-        rows.append(_row(kind, image, path, float((alpha >= 0.5).mean()), name, status))
+        rows.append(_row(kind, image, path, foreground_fraction(alpha), name, status))
         if len(tiles) < _SHEET_TILES:
             tiles.append((image.image_id.removeprefix(f"{UNMITIGATED}/"), overlay(open_rgb(image.path), alpha)))
     audit.write("masks", rows, shard=shard)

@@ -11,7 +11,8 @@ from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, table_asset, table_result
 from fbmem_assets.stages.neighbors import generation_set, reference_planes
 from fbmem_core.audit.results import BASELINE, AuditedCheckpoint, ImageKey
-from fbmem_core.labels import Label, label_generation
+from fbmem_core.labels import label_generation
+from fbmem_core.rules import Label
 
 if TYPE_CHECKING:
     from fbmem_core.retrieval.image_sets import ImageSet

@@ -175,7 +175,9 @@ def _scatter(audit: AuditedCheckpoint, x: dict[str, float | None], *, title: str
         if x.get(method) is not None
     }
     ends = {method: (low, high) for method, low, high in scores.select("method", "low", "high").iter_rows()}
-    return line_plot(points, title=title, x_label=x_label, label="mitigation score", style="o", intervals=ends)  # type: ignore[arg-type]
+    return line_plot(
+        points, title=title, x_label=x_label, label="mitigation score: mean fall of severity", style="o", intervals=ends
+    )  # type: ignore[arg-type]
 
 
 def _one_to_many_plot(audit: AuditedCheckpoint) -> str:

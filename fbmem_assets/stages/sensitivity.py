@@ -56,13 +56,20 @@ def cluster_sensitivity(context: dg.AssetExecutionContext, store: AuditStore) ->
     audit.write("cluster_sensitivity", rows)
     counts = [row["count"] for row in rows]
     series = {name: (counts, [row[name] for row in rows]) for name in ("silhouette", "stability", "max_union_share")}
+    shares = {"largest union, of all neurons": series.pop("max_union_share")}
     removed = {n: row["score"] / row["achievable"] for n, row in scored.items() if row["achievable"]}
     if removed:
-        series["memory removed"] = (list(removed), list(removed.values()))
-    label = "silhouette, Rand index, shares"
-    plot = line_plot(series, title="Number of clusters", x_label="clusters", label=label, style="o-")
+        shares["memory removed, of what is achievable"] = (list(removed), list(removed.values()))
+    plots = {
+        "quality": (series, "silhouette, -1 to 1; stability: adjusted Rand index"),
+        "shares": (shares, "share, 0 to 1"),
+    }
+    pictures = {
+        name: picture(line_plot(of_plot, title="Number of clusters", x_label="clusters", label=label, style="o-"), name)
+        for name, (of_plot, label) in plots.items()
+    }
     table = audit.read("cluster_sensitivity")
-    return table_result(audit, "cluster_sensitivity", table, plot=picture(plot, "by number of clusters"))
+    return table_result(audit, "cluster_sensitivity", table, **pictures)
 
 
 def nemo_c_by_count(audit: AuditedCheckpoint) -> dict[int, str]:

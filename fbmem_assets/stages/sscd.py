@@ -10,7 +10,8 @@ from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, table_asset, table_result
 from fbmem_assets.stages.neighbors import generation_set, reference_planes
 from fbmem_core.audit.results import BASELINE, AuditedCheckpoint, ImageKey
-from fbmem_core.labels import SEVERITY, Label, PairSimilarity, label_pair
+from fbmem_core.labels import SEVERITY, PairSimilarity, label_pair
+from fbmem_core.rules import Label
 
 STAGE = "sscd"
 _BLOCK = 64  # generations that are described together

@@ -1,7 +1,7 @@
 """Trials of each mitigation, and all that it may know: shared by the stages `mitigations` and `attacks`."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -238,30 +238,23 @@ class _Interventions(Mapping[str, "Intervention"]):
         return len(self._trial.evidence.prompts)
 
 
-class _Searches(MutableMapping[str, NeuronSet]):
+class _Searches:
     """Results of searches, kept in a folder of the store: one file for each search."""
 
     def __init__(self, store: Store, folder: str) -> None:
         self._store, self._folder = store, folder
 
-    def __getitem__(self, name: str) -> NeuronSet:
+    def get(self, name: str) -> NeuronSet | None:
+        """Result of a search; None: it was never made."""
         try:
             return NeuronSet.of(json.loads((self._store.root / self._path(name)).read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise KeyError(name) from None
+            return None
 
-    def __setitem__(self, name: str, neurons: NeuronSet) -> None:
+    def put(self, name: str, neurons: NeuronSet) -> None:
+        """Keep the result of a search."""
         content = json.dumps({layer: sorted(indices) for layer, indices in neurons.indices.items()})
         self._store.write_bytes(self._path(name), content.encode())
-
-    def __delitem__(self, name: str) -> None:
-        (self._store.root / self._path(name)).unlink()
-
-    def __iter__(self) -> Iterator[str]:
-        raise TypeError("searches are looked up by name")
-
-    def __len__(self) -> int:
-        return len(list((self._store.root / self._folder).glob("*.json")))
 
     def _path(self, name: str) -> str:
         return f"{self._folder}/{digest(name)}.json"

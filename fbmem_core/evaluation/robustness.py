@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 
 from fbmem_core.evaluation.intervals import Interval, share_interval
-from fbmem_core.labels import BETA, Label
+from fbmem_core.labels import BETA
+from fbmem_core.rules import Label
 from fbmem_core.similarity.objects import objects
 
 Change = Literal["image", "mask", "beta"]
@@ -67,7 +68,8 @@ def _blurred(image: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def _compressed(image: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     _, content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    return np.ascontiguousarray(cv2.imdecode(content, cv2.IMREAD_COLOR)[..., ::-1]), alpha
+    decoded = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    return np.asarray(decoded, dtype=np.uint8)[..., ::-1].copy(), alpha
 
 
 def _darkened(image: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from fbmem_core.errors import InputError
 from fbmem_core.evaluation.intervals import Interval, share_interval
-from fbmem_core.labels import Label
+from fbmem_core.rules import Label
 
 LABELS: tuple[Label, ...] = get_args(Label)
 UNDECIDED = "undecided"

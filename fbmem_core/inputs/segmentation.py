@@ -21,6 +21,15 @@ _DECISION = 0.5
 _FLAT = 1e-6
 
 
+def foreground_fraction(alpha: np.ndarray) -> float:
+    """Share of the pixels of a matte, in [0, 1] or 0 to 255, that are at least half covered.
+
+    >>> foreground_fraction(np.array([[0, 127], [128, 255]], np.uint8))
+    0.5
+    """
+    return float((alpha >= (128 if alpha.dtype == np.uint8 else 0.5)).mean())
+
+
 @dataclass(frozen=True)
 class Matte:
     """`alpha` is float32 [h, w] in [0, 1], 1 = foreground; None when the segmenter could not decide.
@@ -35,7 +44,7 @@ class Matte:
     @property
     def foreground_fraction(self) -> float | None:
         """Share of pixels that are at least half covered, in [0, 1]."""
-        return None if self.alpha is None else float((self.alpha >= 0.5).mean())
+        return None if self.alpha is None else foreground_fraction(self.alpha)
 
     def to_image(self) -> Image.Image:
         """8-bit grey, white = foreground."""

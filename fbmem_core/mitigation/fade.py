@@ -89,11 +89,12 @@ class Fade(NeuronMethod):
 
     def own_neurons(self, prompt_id: str) -> NeuronSet:
         """Neurons that its own search gave."""
-        searches = self.evidence.searches
-        if prompt_id not in searches:
+        neurons = self.evidence.searches.get(prompt_id)
+        if neurons is None:
             mattes = self.evidence.mattes.get(prompt_id, {})
-            searches[prompt_id] = self._search_of(prompt_id, mattes).neurons() if len(mattes) >= 2 else NO_NEURONS
-        return searches[prompt_id]
+            neurons = self._search_of(prompt_id, mattes).neurons() if len(mattes) >= 2 else NO_NEURONS
+            self.evidence.searches.put(prompt_id, neurons)
+        return neurons
 
     def _search_of(self, prompt_id: str, mattes: Mapping[int, Tensor]) -> _Search:
         condition = self._model.encode(self.evidence.prompts[prompt_id])

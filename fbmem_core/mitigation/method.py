@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +18,7 @@ from fbmem_core.diffusion.denoiser import denoiser_of
 from fbmem_core.diffusion.guidance import Guidance
 from fbmem_core.errors import InputError
 from fbmem_core.mitigation.options import FactorOptions, Options
+from fbmem_core.mitigation.searches import MemorySearches, Searches
 from fbmem_core.neurons.hooks import deactivation_factors, scale_neurons
 from fbmem_core.neurons.layers import NeuronSet, layer_sizes, union
 
@@ -94,7 +95,7 @@ class Evidence:
         guidance: As the images are sampled.
         num_inference_steps: Of the sampling of the images.
         image_seeds: By prompt_id, the seeds of the images that will be sampled; `seeds` where a prompt has none.
-        searches: Where a method keeps what a long search gave for a prompt, by a name of its choice; may be on disk.
+        searches: Results of long searches by a name of the method's choice; may be on disk.
         twin: Directory of the same model trained without what may be memorized, if there is one.
         rival: Gives another mitigation of the audit by its title; None: that method with its defaults.
     """
@@ -114,7 +115,7 @@ class Evidence:
     guidance: Guidance
     num_inference_steps: int
     image_seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    searches: MutableMapping[str, NeuronSet] = field(default_factory=dict)
+    searches: Searches = field(default_factory=MemorySearches)
     twin: Path | None = None
     rival: Callable[[str], Method] | None = None
 

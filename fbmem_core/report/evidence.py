@@ -12,9 +12,9 @@ import numpy as np
 
 from fbmem_core.errors import InputError
 from fbmem_core.labels import SEVERITY
+from fbmem_core.report import measured
 from fbmem_core.report.elicitation import elicitations
 from fbmem_core.report.headline import headline
-from fbmem_core.report.measured import controls, copied_places
 from fbmem_core.report.mitigated import mitigation_grid, pareto
 from fbmem_core.report.settings_table import differing_settings
 from fbmem_core.store.tables import Store
@@ -49,6 +49,9 @@ class Evidence:
         thresholds: Labels by threshold.
         controls: What pictures that copy nothing come to, by kind: rows of the table `thresholds`.
         places: By prompt_id, the copied regions of its best image.
+        duplicates: Pairs of references that are near-duplicates of each other.
+        robustness: By disturbance, how many labels flip.
+        disagreements: Images on which the label and SSCD do not agree.
         checks: Rows of `checks`.
         records: Rows of `records`, in the order in which they began.
         reviews: Rows of `reviews`.
@@ -76,6 +79,9 @@ class Evidence:
     thresholds: list[Row]
     controls: list[Row]
     places: dict[str, list[Row]]
+    duplicates: list[Row]
+    robustness: list[Row]
+    disagreements: list[Row]
     checks: list[Row]
     records: list[Row]
     reviews: list[Row]
@@ -135,6 +141,8 @@ def gather(store: Store, checkpoint: str, *, compare: str | None = None, mitigat
             "near": near,
             "undecided": undecided,
             "rejected": rejected,
+            "duplicates": measured.near_duplicates(db, checkpoint),
+            "disagreements": measured.disagreements(db, checkpoint),
         }
         heading = headline(prompts, counts, audits[0])
         return Evidence(
@@ -151,8 +159,11 @@ def gather(store: Store, checkpoint: str, *, compare: str | None = None, mitigat
             rejected=rejected[:_MAX_ROWS],
             similarities=_similarities(db, checkpoint),
             thresholds=_thresholds(db, checkpoint, audits[0]),
-            controls=controls(db, checkpoint),
-            places=copied_places(db, checkpoint, [_best(row, images) for row in copied[:_MAX_ROWS]]),
+            controls=measured.controls(db, checkpoint),
+            places=measured.copied_places(db, checkpoint, [_best(row, images) for row in copied[:_MAX_ROWS]]),
+            duplicates=lists["duplicates"][:_MAX_ROWS],
+            robustness=measured.robustness(db, checkpoint),
+            disagreements=lists["disagreements"][:_MAX_ROWS],
             checks=_rows(db, "SELECT * FROM checks WHERE checkpoint = ? ORDER BY checked_at", checkpoint),
             records=_rows(db, "SELECT * FROM records WHERE checkpoint = ? ORDER BY started_at", checkpoint),
             reviews=_rows(db, "SELECT * FROM reviews WHERE checkpoint = ? ORDER BY prompt_id, reviewer", checkpoint),

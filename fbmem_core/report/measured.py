@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fbmem_core.store.schemas import TABLES
-
 if TYPE_CHECKING:
     import duckdb
 
@@ -18,6 +16,17 @@ _CONTROLS = """
 SELECT * FROM thresholds t WHERE checkpoint = ? AND region = 'any' AND num_references = (
   SELECT max(num_references) FROM thresholds u WHERE u.checkpoint = t.checkpoint AND u.source = t.source)
 ORDER BY is_headline DESC, source
+"""
+_DUPLICATES = """
+SELECT least(control_id, reference_id) AS reference_id, greatest(control_id, reference_id) AS twin_reference_id,
+  max(full_similarity) AS similarity
+FROM control_similarities WHERE checkpoint = ? AND source = 'references' AND is_near_duplicate
+GROUP BY ALL ORDER BY ALL
+"""
+_ROBUSTNESS = "SELECT * FROM robustness WHERE checkpoint = ? ORDER BY changes, disturbance"
+_DISAGREEMENTS = """
+SELECT * FROM disagreements WHERE checkpoint = ? AND method = 'none'
+ORDER BY kind, greatest(similarity, sscd_similarity) DESC, prompt_id, seed
 """
 
 
@@ -32,8 +41,6 @@ def copied_places(db: duckdb.DuckDBPyConnection, checkpoint: str, images: Sequen
     Returns:
         By prompt_id the rows of the image's regions, all with one `map_path`; prompts without any are missing.
     """
-    if "copied_regions" not in TABLES:
-        return {}
     of_pair: dict[tuple[str, int, str], dict[str, list[Row]]] = {}
     for row in _rows(db, _PLACES, checkpoint, [image["prompt_id"] for image in images]):
         key = row["prompt_id"], row["seed"], row["reference_id"]
@@ -49,7 +56,22 @@ def copied_places(db: duckdb.DuckDBPyConnection, checkpoint: str, images: Sequen
 
 def controls(db: duckdb.DuckDBPyConnection, checkpoint: str) -> list[Row]:
     """Rows of `thresholds` over all references, one per kind of controls, that of the headline first."""
-    return _rows(db, _CONTROLS, checkpoint) if "thresholds" in TABLES else []
+    return _rows(db, _CONTROLS, checkpoint)
+
+
+def near_duplicates(db: duckdb.DuckDBPyConnection, checkpoint: str) -> list[Row]:
+    """Pairs of references that are whole copies of each other: `reference_id`, `twin_reference_id`, `similarity`."""
+    return _rows(db, _DUPLICATES, checkpoint)
+
+
+def robustness(db: duckdb.DuckDBPyConnection, checkpoint: str) -> list[Row]:
+    """Rows of `robustness`: by disturbance, how many labels flip."""
+    return _rows(db, _ROBUSTNESS, checkpoint)
+
+
+def disagreements(db: duckdb.DuckDBPyConnection, checkpoint: str) -> list[Row]:
+    """Rows of `disagreements` of the model as it is: where the label and SSCD do not agree."""
+    return _rows(db, _DISAGREEMENTS, checkpoint)
 
 
 def _rows(db: duckdb.DuckDBPyConnection, sql: str, *values: Any) -> list[Row]:

@@ -8,6 +8,7 @@ from typing import Any
 from fbmem_core.report.evidence import Evidence
 
 WITHHELD = "withheld"
+_LISTS = ("reviews", "agreement", "changes", "records", "grid", "duplicates", "disagreements")
 _TEXTS = frozenset({
     "prompt", "reference_url", "reference_caption", "path", "mask_path", "map_path", "reference_path", "best_path",
     "source", "comment", "kind", "settings",
@@ -15,7 +16,7 @@ _TEXTS = frozenset({
 _PROMPTS = frozenset({"prompt_id", "best_prompt_id"})
 _REFERENCES = frozenset({
     "reference_id", "best_reference_id", "full_reference_id", "foreground_reference_id", "background_reference_id",
-    "runner_up_id",
+    "runner_up_id", "twin_reference_id",
 })  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def redact(evidence: Evidence) -> Evidence:
 
     lists = {name: clean(getattr(evidence, name)) for name in ("findings", "references", "near", "undecided")}
     lists["places"] = {clean(name, "prompt_id"): clean(rows) for name, rows in evidence.places.items()}
-    lists |= {name: clean(getattr(evidence, name)) for name in ("reviews", "agreement", "changes", "records", "grid")}
+    lists |= {name: clean(getattr(evidence, name)) for name in _LISTS}
     images = {clean(prompt_id, "prompt_id"): clean(rows) for prompt_id, rows in evidence.images.items()}
     rejected = [row | {"item": WITHHELD, "reason": row["reason"].split(":")[0]} for row in evidence.rejected]
     kept = {"sampling", "similarity", "agreement", "neurons", "diff", "samples_per_prompt"}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from fbmem_core.inputs.segmentation import foreground_fraction as share_of_foreground
 from fbmem_core.labels import PairSimilarity, label_generation
 from fbmem_core.retrieval.image_sets import WHOLE, ImageSet
 from fbmem_core.retrieval.neighbors import pair_similarities
@@ -69,4 +70,4 @@ def near_duplicates(
 
 def foreground_fraction(images: ImageSet, row: int) -> float | None:
     """The share of an image that is foreground, 0 to 1; None: its matte is undecided."""
-    return float((images.alphas[row] >= 128).mean()) if images.decided[row] else None
+    return share_of_foreground(images.alphas[row]) if images.decided[row] else None

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -145,7 +144,7 @@ class _Comparison:
         self,
         references: ImageSet,
         settings: SimilarityConfig,
-        device: torch.device,
+        device: str,
         network: Sscd | None,
         maps: Path | None,
     ) -> None:
@@ -176,7 +175,7 @@ class _Comparison:
             columns = {column.removesuffix("_id"): value for column, value in asdict(label).items()}
             self.labels.append({"generation": name, **columns, "searched": self._searched})
             for of_pair in self.copies(block, row, pairs):
-                facts = {"reference": of_pair.pair.reference_id, "transform": of_pair.pair.transform}
+                facts: dict[str, Any] = {"reference": of_pair.pair.reference_id, "transform": of_pair.pair.transform}
                 facts["map_path"] = self._save(name, of_pair)
                 self.copied_regions += [{"generation": name, **facts, **region} for region in of_pair.rows]
         if self._network is not None:

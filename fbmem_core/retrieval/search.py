@@ -11,7 +11,7 @@ from fbmem_core.retrieval.moved import MovedCopies
 from fbmem_core.retrieval.neighbors import Neighbor, nearest_pairs
 from fbmem_core.retrieval.planes import Planes
 from fbmem_core.retrieval.settings import SimilarityConfig
-from fbmem_core.similarity import REGIONS, SEARCHED, Alignment, Masking
+from fbmem_core.similarity import REGIONS, SEARCHED, Alignment
 
 
 def search(
@@ -47,7 +47,7 @@ def _is_whole(pair: PairSimilarity, foreground_fraction: float | None, settings:
     return copied_regions(pair, foreground_fraction=foreground_fraction, tau=settings.tau, beta=settings.beta).whole
 
 
-def searched(settings: SimilarityConfig, masking: Masking) -> str:
+def searched(settings: SimilarityConfig, masking: str) -> str:
     """Words for what was searched: where copies were looked for, and among which references.
 
     >>> searched(SimilarityConfig(), "composite")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fbmem_core.labels import Label, PairSimilarity, matches
+from fbmem_core.labels import PairSimilarity, matches
 from fbmem_core.retrieval.descriptors import Descriptor, region_descriptors
+from fbmem_core.rules import Label
 
 if TYPE_CHECKING:
     from torch import Tensor

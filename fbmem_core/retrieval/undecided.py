@@ -42,8 +42,8 @@ def _without_texture(images: Planes, region: str, num: int) -> Tensor:
         for rows in left.split(max(1, by.chunk_floats // 2**18)):
             statistics = by.statistics(planes_of(scale, rows))
             itself = torch.arange(len(rows), device=rows.device)[:, None].expand(-1, 2)
-            factors = by.factors(statistics, statistics, itself, torch.zeros(len(rows), dtype=torch.bool))
-            similarity.multiply(scale, *factors, (rows,))
+            factors, textures = by.factors(statistics, statistics, itself, torch.zeros(len(rows), dtype=torch.bool))
+            similarity.multiply(scale, factors, textures, (rows,))
         left = left[~similarity.is_decided[left]]
     return ~similarity.is_decided.cpu()
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from fbmem_core.similarity import kernels, masked_kernels
 from fbmem_core.similarity.gaussian import WINDOW_SIZE
 from fbmem_core.similarity.masked import Shared
-from fbmem_core.similarity.ms_ssim import Measure
+from fbmem_core.similarity.ms_ssim import Measure, Plain
 
 _REACH = WINDOW_SIZE // 2
 Arrays = tuple[np.ndarray, ...]  # of one scale of a batch of images; the first axis of each is the image
@@ -101,12 +101,13 @@ def joined(statistics: list[Any]) -> Any:
 
 
 def comparison(measure: Measure, device: torch.device) -> Any:
-    """The fastest implementation of a measure's statistics and factors."""
-    return fused(measure) if device.type == "cpu" else Batched(measure)
+    """The fastest implementation of a measure's statistics and factors; one without loops of its own is batched."""
+    has_loops = device.type == "cpu" and isinstance(measure, Plain | Shared)
+    return fused(measure) if has_loops else Batched(measure)
 
 
 def fused(measure: Measure) -> FusedPlain | FusedShared:
-    """Compiled loops that give the numbers of a measure."""
+    """Compiled loops that give the numbers of a measure, `Plain` or a `Shared`."""
     return FusedShared(measure.min_area) if isinstance(measure, Shared) else FusedPlain()
 
 

@@ -30,6 +30,22 @@ def test_the_audit_command_of_the_readme_has_the_form_that_was_run(audited):
     assert audited[2].exit_code == 0
 
 
+def test_the_label_table_of_the_readme_is_what_an_audit_prints(audited):
+    [table] = re.findall(r"```text\n(.+?)```", README, flags=re.DOTALL)
+    assert len(table.splitlines()) == 6
+    assert table in audited[2].stdout
+
+
+def test_the_readme_goes_from_a_result_to_reasons():
+    headings = re.findall(r"^## (.+)$", README, flags=re.MULTILINE)
+    assert headings == [
+        "Install", "Audit your own model", "Score your own folders",
+        "Switch the memory off, and see whether it is gone", "In Python", "Which models, and what NM means", "Cite",
+        "Why not the authors' scripts", "More",
+    ]  # fmt: skip
+    assert README.index("![") < README.index("```text") < README.index("## Install")
+
+
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make")])
 def test_the_make_targets_of_the_readme_exist(command):
     targets = re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text("utf-8"), flags=re.MULTILINE)

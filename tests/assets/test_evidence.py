@@ -37,6 +37,7 @@ def test_a_small_audit_ends_well_and_says_what_it_left_out_and_why(whole_tiny):
     assert "| kind | VM | FM | BM | NM | undecided |" in run.stdout
     [line] = [line for line in run.stderr.splitlines() if line.startswith("left out: ")]
     assert "20 non-memorized prompts are needed" in line
+    assert "emitted no result" not in run.stderr
     records = Store(store).read("records", key)
     left_out = set(records.filter(status="left_out")["asset"])
     assert {"activation_statistics", "neurons", "mitigated_labels", "attacks"} <= left_out

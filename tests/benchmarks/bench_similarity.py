@@ -20,11 +20,14 @@ from PIL import Image
 
 from fbmem_core.canary.pictures import draw_object, random_creature, random_object
 from fbmem_core.labels import TAU
+from fbmem_core.retrieval.copies import Copies
 from fbmem_core.retrieval.descriptors import describe
 from fbmem_core.retrieval.descriptors.sscd import Sscd
 from fbmem_core.retrieval.image_sets import ImageSet
-from fbmem_core.retrieval.neighbors import FLOOR, nearest_references
+from fbmem_core.retrieval.moved import MovedCopies
+from fbmem_core.retrieval.neighbors import FLOOR, nearest_pairs, nearest_references
 from fbmem_core.retrieval.planes import Planes
+from fbmem_core.similarity import Alignment
 from fbmem_core.similarity.regions import MEASURES, region_similarity
 
 NUM_LOOP_PAIRS = 4
@@ -63,9 +66,22 @@ def main(num_generations: int = 200, num_references: int = 500, size: int = 512)
             took = _seconds(lambda run=run: list(run()))
             each = 1000 * took / len(asked) / num_references
             print(f"{each:>12.3f} {loop / each:>8.0f} {brute / each:>8.1f}  {masking}, {what}")
+    for alignment, what in (("none", "copy maps"), ("fast", "copy maps, mirror and shifts")):
+        run = partial(labels_and_maps, generations, references, alignment)
+        each = 1000 * _seconds(run) / num_generations / num_references
+        print(f"{each:>12.3f} {loop / each:>8.0f} {'':>8}  masked, labels alone with objects, {what}")
     _print_sscd(generations, loop, num_generations, num_references)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
     _print_growth()
+
+
+def labels_and_maps(generations: ImageSet, references: ImageSet, alignment: Alignment) -> None:
+    """Compare for labels alone, map what is copied, and look for copies that moved."""
+    copies, moved = Copies(references, floor=TAU), MovedCopies(references, alignment)
+    nearest = list(nearest_pairs(generations, Planes(references, "masked"), floor=TAU, top_k=0))
+    finished = [any(pair.full >= TAU for pair in pairs) for _, _, pairs in nearest]
+    for row, transformed in enumerate(moved(generations, finished)):
+        list(copies(generations, row, [*nearest[row][2], *transformed]))
 
 
 def pictures(
