@@ -10,6 +10,7 @@ import dagster as dg
 from fbmem_core.errors import InputError
 
 EXECUTOR_VARIABLE = "FBMEM_EXECUTOR"
+BROKER_VARIABLE = "FBMEM_BROKER"
 # a step takes a place in its pool while it runs; how many there are is set per instance, 1 unless told otherwise
 GPU, CPU = "gpu", "cpu"
 _POOLS = {
@@ -59,12 +60,20 @@ def choose_executor() -> dg.ExecutorDefinition:
         if name == "celery":
             from dagster_celery import celery_executor
 
-            return celery_executor
+            return _with_broker(celery_executor)
     except ImportError as error:
         cure = f"pip install 'fbmem[{name}]'"
         raise InputError(f"the package of the executor {name}", error, where=EXECUTOR_VARIABLE, cure=cure) from None
     executors = "in_process, multiprocess, k8s or celery"
     raise InputError(executors, f"`{name}`", where=EXECUTOR_VARIABLE, cure="Name one of them.")
+
+
+def _with_broker(executor: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
+    """Celery with the broker that FBMEM_BROKER names; where it is not set, as the run's own configuration says."""
+    if not os.environ.get(BROKER_VARIABLE):
+        return executor
+    broker = {"env": BROKER_VARIABLE}
+    return executor.configured({"broker": broker, "backend": broker}, name="celery")
 
 
 def _name() -> str:

@@ -1,5 +1,6 @@
 """Progress: one bar at a time on a terminal, a plain line now and then elsewhere, with a time left that holds."""
 
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -54,9 +55,11 @@ class Progress:
         self._bar = None
         if sys.stderr.isatty():
             form = None if total else "{desc}: {n} [{elapsed}]"
+            size = shutil.get_terminal_size()  # 80 x 24 where a terminal does not know its size
             self._bar = tqdm(
-                total=total, desc=what, unit="", mininterval=0.5, smoothing=0, leave=False, delay=1.0, bar_format=form
-            )
+                total=total, desc=what, unit="", mininterval=0.5, smoothing=0, leave=False, bar_format=form,
+                ncols=size.columns, nrows=size.lines,
+            )  # fmt: skip
 
     def advance(self, steps: int = 1) -> None:
         """So many more steps are done."""

@@ -11,6 +11,7 @@ from fbmem_assets.orchestration.resources import AuditStore
 from fbmem_assets.orchestration.tables import markdown_table, picture, shown, table_asset, table_result
 from fbmem_core.audit.results import BASELINE, AuditedCheckpoint, ImageKey
 from fbmem_core.labels import SEVERITY
+from fbmem_core.store.batches import Batches
 from fbmem_core.store.images import open_image
 from fbmem_core.store.tables import digest
 
@@ -38,12 +39,14 @@ def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.M
     from fbmem_core.report.pictures import contact_sheet
 
     audit = store.open(context.partition_key)
-    shards = _shards(audit)
-    whole = audit.shards("seed_agreement", report=context.log.warning)
-    missing = {name: rows for name, rows in shards.items() if name not in whole}
-    audit.keep_shards("seed_agreement", shards)  # first, so that a stopped run leaves no prompt twice
+    pieces = _pieces(audit)
+    batches = Batches(audit.store, audit.partition, ["seed_agreement"], prefix="prompts", owner=["prompt_id"])
+    present, _ = batches.state(report=context.log.warning)
+    missing = {piece: rows for piece, rows in pieces.items() if piece not in present}
+    # first, so that a stopped run leaves no prompt twice
+    batches.keep({piece: (rows["prompt_id"][0],) for piece, rows in pieces.items() if piece not in missing})
     tiles: list[tuple[str, Any]] = []
-    for name, rows in track(context, missing.items(), what="comparing seeds", total=len(missing)):
+    for piece, rows in track(context, missing.items(), what="comparing seeds", total=len(missing)):
         agreement, num_seeds = _agreement(audit, rows)
         prompt_id = rows["prompt_id"][0]
         row = {
@@ -51,9 +54,10 @@ def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.M
             "predicted_label": predict_label(agreement, threshold=audit.config.agreement.threshold),
             "num_seeds": num_seeds,
         }  # fmt: skip
-        audit.write("seed_agreement", [row], shard=name)
+        batches.write({"seed_agreement": [row]}, [piece])
         if len(tiles) < _SHEET_TILES:
             tiles.append((prompt_id, _map_picture(agreement.agreement_map)))
+    batches.merge()
     table = audit.read("seed_agreement")
     judged = _judged(audit)
     maps: dict[str, Any] = {}
@@ -93,13 +97,13 @@ def areas(judged: pl.DataFrame) -> dict[str, float | None]:
     return values
 
 
-def _shards(audit: AuditedCheckpoint) -> dict[str, pl.DataFrame]:
+def _pieces(audit: AuditedCheckpoint) -> dict[str, pl.DataFrame]:
     """The generations of each prompt that take part, under a name that changes with everything that matters."""
     masks = audit.read("masks", shard="generation*")
     usable = dict(masks.filter(pl.col("path").is_not_null()).select("image_id", "path").iter_rows())
     texts = dict(audit.read("prompts").select("prompt_id", "prompt").iter_rows())
     sampling = audit.config.sampling.of_images()
-    shards = {}
+    pieces = {}
     generations = audit.read("generations", BASELINE).with_columns(
         pl.struct("method", "prompt_id", "seed")
         .map_elements(lambda row: usable.get(ImageKey(**row).image_id), return_dtype=pl.String)
@@ -112,8 +116,8 @@ def _shards(audit: AuditedCheckpoint) -> dict[str, pl.DataFrame]:
         if len(chosen) >= 2:
             settings = audit.config.agreement.model_dump()
             facts = chosen.select("prompt_id", "prompt", "seed", "matte").rows()
-            shards[digest(_VERSION, audit.checkpoint.fingerprint, sampling, settings, facts)] = chosen
-    return shards
+            pieces[digest(_VERSION, audit.checkpoint.fingerprint, sampling, settings, facts)] = chosen
+    return pieces
 
 
 def _agreement(audit: AuditedCheckpoint, rows: pl.DataFrame) -> Any:

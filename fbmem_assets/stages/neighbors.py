@@ -16,6 +16,7 @@ from fbmem_assets.orchestration.tables import markdown_table, table_asset, table
 from fbmem_core.audit.results import BASELINE, Arm, AuditedCheckpoint, ImageKey
 from fbmem_core.rules import ranking_regions
 from fbmem_core.similarity import REGIONS
+from fbmem_core.store.batches import Batches
 from fbmem_core.store.locks import held
 from fbmem_core.store.tables import digest
 
@@ -53,6 +54,7 @@ def neighbors_of(arm: Arm) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinitio
         change is not computed again.
         """
         audit = store.open(context.partition_key)
+        _batches(audit, arm).merge()
         return table_result(
             audit,
             "neighbors",
@@ -78,19 +80,19 @@ neighbors, every_generation_has_neighbors = neighbors_of(BASELINE)
 def compare_missing(
     context: dg.OpExecutionContext | dg.AssetExecutionContext, store: AuditStore, arm: Arm, part: Part
 ) -> None:
-    """Write a file for every prompt and method of this part that has none yet."""
+    """Compare the images of every prompt and method of this part that has no rows yet, a file for each block."""
     from fbmem_core.retrieval.moved import MovedCopies
     from fbmem_core.retrieval.search import search
 
     audit = store.open(context.partition_key)
     settings = audit.config.similarity
-    rows_of_shard = _shards(audit, arm)
-    for table in ("neighbors", "similarities"):  # first, so that a stopped run leaves no prompt twice
-        audit.keep_shards(table, rows_of_shard, among=f"{arm.shard}*")
-    shards = dict(part.of(list(rows_of_shard.items())))
-    whole = audit.shards("neighbors", shards, report=context.log.warning)
-    whole = audit.shards("similarities", whole, report=context.log.warning)
-    missing = {shard: rows for shard, rows in shards.items() if shard not in whole}
+    pieces = _pieces(audit, arm)
+    batches = _batches(audit, arm)
+    present, damaged = batches.state(report=context.log.warning)
+    missing = {piece: rows for piece, rows in part.of(list(pieces.items())) if piece not in present}
+    # first, so that a stopped run leaves no prompt twice
+    whole = {piece: rows for piece, rows in pieces.items() if piece not in missing and piece not in damaged}
+    batches.keep({piece: rows.select("method", "prompt_id").row(0) for piece, rows in whole.items()})
     references = reference_planes(audit, arm) if missing else {}
     # the paper's own definition, composite, is compared in place alone
     moved = {m: MovedCopies(planes.images, settings.alignment) for m, planes in references.items() if m == "masked"}
@@ -110,11 +112,12 @@ def compare_missing(
                     {"masking": masking, **asdict(neighbor)} for neighbor in nearest
                 )
                 scored.setdefault(image_id, []).extend(pair_rows(masking, pairs))
-        for shard, rows in block:
-            # neighbors last: what stands there has its similarities
-            for table, rows_of_image in (("similarities", scored), ("neighbors", neighbors)):
-                of_prompt = [{**image, **row} for image in _images(rows) for row in rows_of_image[_id(image)]]
-                audit.write(table, of_prompt, shard=shard)
+        generated = [image for _, rows in block for image in _images(rows)]
+        rows_of = {
+            table: [{**image, **row} for image in generated for row in rows_by_image[_id(image)]]
+            for table, rows_by_image in (("similarities", scored), ("neighbors", neighbors))
+        }
+        batches.write(rows_of, [piece for piece, _ in block])
     if settings.prefilter == "none":
         audit.keep_shards("prefilter_recalls", ())
 
@@ -230,11 +233,11 @@ def _id(image: Mapping[str, Any]) -> str:
     return ImageKey(image["method"], image["prompt_id"], image["seed"]).image_id
 
 
-def _blocks(shards: Mapping[str, pl.DataFrame]) -> Iterator[list[tuple[str, pl.DataFrame]]]:
+def _blocks(pieces: Mapping[str, pl.DataFrame]) -> Iterator[list[tuple[str, pl.DataFrame]]]:
     """Prompts that are compared together: the more generations, the less the references cost."""
     block: list[tuple[str, pl.DataFrame]] = []
-    for shard, rows in shards.items():
-        block.append((shard, rows))
+    for piece, rows in pieces.items():
+        block.append((piece, rows))
         if sum(len(rows) for _, rows in block) >= _BLOCK:
             yield block
             block = []
@@ -248,7 +251,12 @@ def _reference_facts(audit: AuditedCheckpoint) -> list[Any]:
     return [references, sorted(set(audit.read("masks")["segmenter"]))]
 
 
-def _shards(audit: AuditedCheckpoint, arm: Arm) -> dict[str, pl.DataFrame]:
+def _batches(audit: AuditedCheckpoint, arm: Arm) -> Batches:
+    """The files of both tables; neighbors last: what stands there has its similarities."""
+    return Batches(audit.store, audit.partition, ("similarities", "neighbors"), prefix=arm.shard)
+
+
+def _pieces(audit: AuditedCheckpoint, arm: Arm) -> dict[str, pl.DataFrame]:
     """The generations of each prompt and method, under a name that changes with all that their neighbors depend on."""
     settings = audit.config.similarity.model_dump(include={"size", "tau", "floor", "top_k", "alignment"})
     settings |= {"masking": arm.maskings(audit.config), "ranked_by": ranking_regions()}
@@ -256,12 +264,12 @@ def _shards(audit: AuditedCheckpoint, arm: Arm) -> dict[str, pl.DataFrame]:
         settings |= audit.config.similarity.model_dump(
             mode="json", include={"prefilter", "num_candidates", "descriptor_weights"}
         )
-    facts = _reference_facts(audit)
-    shards = {}
+    facts = digest(_reference_facts(audit))  # once: there may be a million references
+    pieces = {}
     generations = audit.read("generations", arm)
     for rows in generations.partition_by("method", "prompt_id", maintain_order=True):
         image = rows.row(0, named=True)
         sampled = rows.select("seed", "sha256").rows()
         name = digest(_VERSION, image["method"], image["prompt_id"], sampled, facts, settings)
-        shards[f"{arm.shard}-{name}"] = rows
-    return shards
+        pieces[f"{arm.shard}-{name}"] = rows
+    return pieces

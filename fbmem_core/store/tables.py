@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,18 @@ class Store:
         self.root: Path = _remote_root(str(root)) if self.is_remote else _local_root(Path(root))
         self.local = Path.home() / ".cache" / "fbmem" / digest(str(root)) if self.is_remote else self.root
 
-    def write(self, table: str, checkpoint: str, rows: Iterable[Mapping[str, Any]], *, shard: str = "all") -> int:
+    def write(
+        self,
+        table: str,
+        checkpoint: str,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        shard: str = "all",
+        notes: Mapping[bytes, bytes] | None = None,
+    ) -> int:
         """Replace one shard of a table's partition. Rows lack the column `checkpoint`, which is filled in.
+
+        `notes` are kept in the metadata of the file.
 
         Returns:
             The number of rows.
@@ -87,10 +98,10 @@ class Store:
                 )
         keys = [tuple(row[column] for column in spec.key) for row in filled]
         if len(set(keys)) < len(keys):
-            again = next(key for key in keys if keys.count(key) > 1)
+            again = Counter(keys).most_common(1)[0][0]
             raise InputError(f"unique keys in `{table}`", f"{again} twice", cure="Write each row once.")
         content = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(filled, schema=spec.schema), content)
+        pq.write_table(pa.Table.from_pylist(filled, schema=spec.schema.with_metadata(notes)), content)
         path = f"{TABLES_DIR}/{table}/partition={checkpoint}/{shard}.parquet"
         self.write_bytes(path, content.getvalue().to_pybytes())
         return len(filled)
@@ -136,7 +147,7 @@ class Store:
         parts = [spec.schema.empty_table()]
         for path, content in zip(files, self._contents(files), strict=True):
             try:
-                parts.append(pq.ParquetFile(pa.BufferReader(content)).read())
+                parts.append(pq.ParquetFile(pa.BufferReader(content)).read().replace_schema_metadata())
             except _BROKEN as error:
                 cure = f"Remove it and materialize `{table}` again."
                 raise InputError("a readable Parquet file", f"{error}", where=path, cure=cure) from None

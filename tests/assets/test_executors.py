@@ -132,6 +132,34 @@ def test_the_launcher_of_the_cluster_is_valid(monkeypatch):
     assert checked.success, [error.message for error in checked.errors]
 
 
+@pytest.mark.parametrize("asset", ["generations", "generation_masks", "labels"])
+def test_the_job_of_a_step_in_the_cluster_is_what_kubernetes_accepts(asset, monkeypatch):
+    import kubernetes_validate
+    from dagster_k8s.job import DagsterK8sJobConfig, construct_dagster_k8s_job, get_user_defined_k8s_config
+    from kubernetes.client import ApiClient
+
+    config = _instance_config("deploy/dagster.k8s.yaml")["run_launcher"]["config"]
+    for variable in config["env_vars"]:
+        monkeypatch.setenv(variable, "fbmem")
+    names = ("instance_config_map", "dagster_home", "env_secrets", "service_account_name", "image_pull_policy")
+    job = construct_dagster_k8s_job(
+        DagsterK8sJobConfig(
+            job_image="registry/fbmem:1", env_vars=config["env_vars"], **{name: config[name] for name in names}
+        ),
+        args=["dagster", "api", "execute_step"],
+        job_name="dagster-step-1",
+        user_defined_k8s_config=get_user_defined_k8s_config(_ops()[asset].tags),
+    )
+    spec = ApiClient().sanitize_for_serialization(job)
+    kubernetes_validate.validate(spec, desired_version="1.31", strict=True)
+    [container] = spec["spec"]["template"]["spec"]["containers"]
+    assert ("nvidia.com/gpu" in str(container.get("resources"))) == (asset == "generations")
+    assert {variable["name"] for variable in container["env"]} >= {"FBMEM_STORE", "FBMEM_SHARDS", "DAGSTER_HOME"}
+    spec["spec"]["template"]["spec"]["containers"][0]["image"] = ["no", "image"]
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(spec, desired_version="1.31", strict=True)
+
+
 KILLED = """
     import os, signal, sys, warnings
     warnings.simplefilter("ignore")

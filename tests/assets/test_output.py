@@ -129,3 +129,29 @@ def test_another_project_s_dagster_yaml_is_neither_used_nor_touched(tmp_path, fb
 def test_the_home_folder_is_understood(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Store("~/audits").root == tmp_path / "audits"
+
+
+def test_a_terminal_that_does_not_know_its_width_shows_progress():
+    import os
+    import pty
+
+    code = (
+        "from fbmem_assets.orchestration.progress import Progress; import time\n"
+        "bar = Progress('sampling', 3)\n"
+        "for _ in range(3):\n    time.sleep(0.6); bar.advance()\n"
+        "bar.close()"
+    )
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    shown = b""
+    while True:
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    os.waitpid(pid, 0)
+    assert shown.count(b"sampling") >= 2
