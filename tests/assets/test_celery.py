@@ -55,7 +55,7 @@ def worker(name, environment, config, log):
     command = [
         sys.executable, "-m", "dagster_celery.cli", "worker", "start", "-A", "dagster_celery.app", "--name", name,
         "-y", str(config),
-        "-q", "gpu", "-q", "cpu", "-q", "dagster", "--", "--concurrency", "1",
+        "-q", "gpu,cpu,dagster", "--", "--concurrency", "1",
     ]  # fmt: skip
     home = log.with_name(f"home-{name}")
     home.mkdir()
