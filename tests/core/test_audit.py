@@ -84,7 +84,11 @@ def test_a_minimal_audit_has_the_values_of_the_paper(folder):
             "descriptor_weights": None,
             "num_candidates": 1000,
             "num_checked": 20,
+            "sscd": None,
+            "sscd_threshold": 0.75,
         },
+        "thresholds": {"rate": 0.01, "num_controls": 400, "non_memorized_kinds": [], "held_out": None},
+        "robustness": {"num_images": 24},
         "agreement": {"num_steps": 7, "num_seeds": 10, "threshold": 0.75},
         "detection": {
             "detectors": ["wen", "sail", "anisotropy", "seed_agreement"],
