@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from fbmem_core.similarity.masked import MIN_VARIANCE
 from fbmem_core.similarity.ms_ssim import C2, SCALE_WEIGHTS
 from fbmem_core.similarity.objects import objects
 
@@ -103,7 +104,7 @@ def _local(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         cv2.GaussianBlur(plane, (11, 11), 1.5) for plane in (x, y, x * x, y * y, x * y)
     )
     variances = np.maximum(square_x - mean_x**2, 0) + np.maximum(square_y - mean_y**2, 0)
-    cs = (2 * (product - mean_x * mean_y) + C2) / (variances + C2)
+    cs = np.clip(2 * (product - mean_x * mean_y) / np.maximum(variances, MIN_VARIANCE), -1, 1)
     texture = variances / (variances + C2)
     return (cs * texture).sum(axis=2) / np.maximum(texture.sum(axis=2), 1e-6), texture.mean(axis=2)
 

@@ -1,8 +1,10 @@
 """MS-SSIM of a region alone, of pixels that both images of a pair show: all moments of a pair have one common weight.
 
 So a covariance is bounded by the variances, |cs| <= 1, and equal content has similarity 1 whatever the masks are. A
-window counts by how much texture it holds, in either image: two smooth places agree about nothing. A region without
-texture has no similarity: there is nothing that could be recognised.
+window counts by how much texture it holds, in either image, V / (V + C2) with V the sum of both variances; its cs is
+2 cov / V. MS-SSIM adds C2 above and below that line too, by which two smooth places that share nothing come near 1:
+here they agree about nothing, whatever their contrast. A region without texture has no similarity: there is nothing
+that could be recognised.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fbmem_core.similarity.gaussian import blur
-from fbmem_core.similarity.ms_ssim import C2, Maps, Measure, Statistics, contrast_structure
+from fbmem_core.similarity.ms_ssim import C2, Maps, Measure, Statistics
 
 _GREY = 0.5  # values are taken about it, so that small windows of bright pixels do not cancel
 _CLEAR = 0.25  # a pixel that the object covers less than this shows the background
 _COVERED = 0.5  # from here on it shows the object
 MIN_WEIGHT = 1e-8  # less of a region than this under a window counts as none
+MIN_VARIANCE = 1e-7  # below it, of both images together, is rounding; such a window has no weight
 
 
 class Shared(Measure):
@@ -60,7 +63,7 @@ class Shared(Measure):
             part for moments in sums for part in (moments / total.clamp_min(MIN_WEIGHT)).split(3, dim=1)
         )
         variances = ((square_x - mean_x**2) + (square_y - mean_y**2)).clamp_min(0)
-        cs = contrast_structure(variances, torch.zeros_like(variances), product - mean_x * mean_y)
+        cs = (2 * (product - mean_x * mean_y) / variances.clamp_min(MIN_VARIANCE)).clamp(-1, 1)  # but for rounding
         texture = common * variances / (variances + C2)
         return Maps(mean_x + _GREY, mean_y + _GREY, cs, common, texture, self.min_area)
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from fbmem_core.similarity.kernels import C2, HALF, TWO, ZERO, across, brighten, common_box, compiled, down
-from fbmem_core.similarity.masked import MIN_WEIGHT
+from fbmem_core.similarity.masked import MIN_VARIANCE, MIN_WEIGHT
 
-_ONE, _TINY = np.float32(1), np.float32(MIN_WEIGHT)
+_ONE, _TINY, _SMOOTH = np.float32(1), np.float32(MIN_WEIGHT), np.float32(MIN_VARIANCE)
 
 
 @compiled
@@ -56,10 +56,10 @@ def _line(line, u, v, with_luminance):  # type: ignore[no-untyped-def]
     for i in range(len(cs)):
         mx[i] *= scales[i]
         my[i] *= scales[i]
-        cs[i] = TWO * (products[i] * scales[i] - mx[i] * my[i]) + C2
+        cs[i] = TWO * (products[i] * scales[i] - mx[i] * my[i])
     for i in range(len(cs)):
         squares[i] = max(squares[i] * scales[i] - mx[i] * mx[i] - my[i] * my[i], ZERO)
-        cs[i] /= squares[i] + C2
+        cs[i] = min(max(cs[i] / max(squares[i], _SMOOTH), -_ONE), _ONE)
     if with_luminance:
         brighten(cs, mx, my, HALF)
     agreement, texture = ZERO, ZERO
