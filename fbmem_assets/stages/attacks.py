@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Sampled = Iterator[tuple[Request, Image.Image]]
 
 STAGE = "attacks"
-_VERSION = 3  # raise it when the same settings begin to give other attacks
+_VERSION = 4  # raise it when the same settings begin to give other attacks
 
 
 @table_asset(table="attacks", stage=STAGE, deps=["labels", "mitigated_labels", "reference_masks"], kinds={"torch"})

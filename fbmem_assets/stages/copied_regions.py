@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STAGE = "labels"
 _BLOCK = 64  # generations that are read together
-_VERSION = 1  # raise it when the same pair begins to give another map
+_VERSION = 2  # raise it when the same pair begins to give another map
 _IMAGE = ["method", "prompt_id", "seed"]
 
 

@@ -43,7 +43,7 @@ def worker_config(folder):
     """The shipped configuration, but that a dead worker's step is given to the other one soon."""
     config = yaml.safe_load((PROJECT / "deploy" / "celery.yaml").read_text("utf-8"))
     options = config["execution"]["config"]["config_source"]["broker_transport_options"]
-    options |= {"visibility_timeout": REDELIVERED_AFTER, "unacked_restore_limit": 0, "max_retries": 10}
+    options |= {"visibility_timeout": REDELIVERED_AFTER, "max_retries": 10}
     path = folder / "celery.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
