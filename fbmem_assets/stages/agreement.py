@@ -63,7 +63,7 @@ def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.M
     maps: dict[str, Any] = {}
     if tiles:
         maps["maps"] = picture(contact_sheet(tiles, columns=12), "agreement: dark none, bright full")
-        maps["maps_show"] = shown(len(tiles), len(shards), "prompts")
+        maps["maps_show"] = shown(len(tiles), len(pieces), "prompts")
     return table_result(
         audit,
         "seed_agreement",

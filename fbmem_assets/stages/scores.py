@@ -169,15 +169,15 @@ def _scatter(audit: AuditedCheckpoint, x: dict[str, float | None], *, title: str
     from fbmem_core.report.plots import line_plot
 
     scores = audit.read("mitigation_scores").filter(pl.col("weights") == "severity")
-    points = {
-        method: ([x[method]], [score])
+    points: dict[str, tuple[list[float], list[float | None]]] = {
+        method: ([value], [score])
         for method, score in scores.select("method", "score").iter_rows()
-        if x.get(method) is not None
+        if (value := x.get(method)) is not None
     }
     ends = {method: (low, high) for method, low, high in scores.select("method", "low", "high").iter_rows()}
     return line_plot(
         points, title=title, x_label=x_label, label="mitigation score: mean fall of severity", style="o", intervals=ends
-    )  # type: ignore[arg-type]
+    )
 
 
 def _one_to_many_plot(audit: AuditedCheckpoint) -> str:

@@ -1,6 +1,6 @@
 """Stage thresholds: how similar pictures that copy nothing come out, and which threshold keeps a promised rate."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -256,7 +256,6 @@ def _plot(table: pl.DataFrame) -> str:
     from fbmem_core.report.plots import line_plot
 
     series: dict[str, tuple[list[float], list[float | None]]] = {}
-    rows: Mapping[str, Any]
     for rows in table.filter(region=ANY).sort("num_references").partition_by("source", as_dict=True).values():
         source = rows["source"][0]
         for name in ("threshold", "low", "high"):
