@@ -168,7 +168,7 @@ def by_number_of_references(
 
 
 def _too_few(num: int) -> str:
-    rest = f", for they say nothing of rates below {100 * lowest_rate(num):.1f} %" if num else ""
+    rest = f", for they say nothing of rates below {100 * lowest_rate(num):.1f} %" if num > 3 else ""
     return f"{num} control{'' if num == 1 else 's'}: below {MIN_CONTROLS} there is no calibrated threshold{rest}"
 
 
