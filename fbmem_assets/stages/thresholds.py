@@ -88,7 +88,10 @@ def headline(table: pl.DataFrame) -> str:
     rows = _of_all_references(table).filter(region=ANY)
     chosen = rows.filter(pl.col("is_headline")).to_dicts()
     if not chosen:
-        reasons = "; ".join(f"{row['source']}: {row['reason']}" for row in rows.iter_rows(named=True) if row["reason"])
+        from fbmem_core.evaluation.thresholds import SOURCES
+
+        without = sorted(rows.drop_nulls("reason").to_dicts(), key=lambda row: SOURCES.index(row["source"]))
+        reasons = "; ".join(f"{row['source']}: {row['reason']}" for row in without)
         return f"no calibrated threshold ({reasons or 'there are no controls'})"
     row = chosen[0]
     return (
