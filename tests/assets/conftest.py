@@ -75,7 +75,6 @@ def make_slice(folder: Path, *, prompts=SLICE_PROMPTS, references=SLICE_REFERENC
         "robustness": {"num_images": 4},
         "mitigations": {},
         "thresholds": {},
-        "robustness": {"num_images": 0},
     } | changes  # fmt: skip
     path = folder / "slice.yaml"
     path.write_text(yaml.safe_dump(audit), encoding="utf-8")
