@@ -219,10 +219,12 @@ class NaturalTrainer:
 
 def _kept_tokenizer(items: Sequence[Item], folder: Path) -> CLIPTokenizer:
     """The tokenizer of a training that has begun, else a new one."""
-    if not folder.is_dir():
+    if _rank() == 0 and not folder.is_dir():
         partial = folder.with_name(f".{folder.name}.partial")
         new_tokenizer(items).save_pretrained(partial)
         partial.replace(folder)
+    if _num_processes() > 1:
+        torch.distributed.barrier()  # the others wait until it is there
     return CLIPTokenizer.from_pretrained(folder)
 
 
