@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,9 @@ _PLAIN_TYPES = frozenset({
     "double", "varchar", "date", "timestamp", "timestamp with time zone", "list", "decimal", "hugeint",
 })  # fmt: skip
 _NEED_INTERVALS = (INTERVALS, "prompt_findings")
+
+_ATTEMPTS = 5
+_VANISHED = "No files found that match"  # DuckDB's words for a file that is gone since its folder was listed
 
 
 def build_warehouse(store: Store) -> Path:
@@ -58,7 +62,8 @@ def build_warehouse(store: Store) -> Path:
 def query(store: Store, sql: str) -> pl.DataFrame | None:
     """Run SQL over the tables in a database in memory, so that no reader ever waits for a writer.
 
-    Values of types that polars lacks (intervals, unions, structs) come as text.
+    Values of types that polars lacks (intervals, unions, structs) come as text. Where an audit replaced a file between
+    the listing of a table and its reading, the question is asked again.
 
     Returns:
         The rows, or None for a statement that has none.
@@ -67,6 +72,17 @@ def query(store: Store, sql: str) -> pl.DataFrame | None:
         InputError: There is no store, a file of a table that is asked is broken, or DuckDB refuses the statement; the
             message is DuckDB's own.
     """
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return _query_once(store, sql)
+        except InputError as error:
+            if _VANISHED not in str(error):
+                raise
+            time.sleep(0.1)
+    return _query_once(store, sql)
+
+
+def _query_once(store: Store, sql: str) -> pl.DataFrame | None:
     with connect(store, sql) as connection:
         try:
             relation = connection.sql(sql)

@@ -66,7 +66,7 @@ def ui(tmp_path, audited):
 def test_a_run_from_the_ui_ends_with_the_rows_of_the_command(ui, audited):
     ask, store, key = ui
     [repository] = wait_for(lambda: ask(DEFINITIONS)["repositoriesOrError"].get("nodes"), START_SECONDS)
-    assert len(repository["assetNodes"]) == 36
+    assert len(repository["assetNodes"]) == 43
     assert all(node["groupName"] != "default" and node["description"] for node in repository["assetNodes"])
     params = {
         "selector": {

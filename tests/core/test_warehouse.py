@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import threading
 
 import duckdb
 import pytest
@@ -203,3 +204,20 @@ def test_a_store_that_two_versions_wrote_into_answers(store):
     rows = query(store, "SELECT prompt_id, width FROM generations ORDER BY 1").rows()
     assert rows[0] == ("fox", None)
     assert rows[1][1] is not None
+
+
+def test_a_query_asks_again_when_a_file_is_replaced_while_it_reads(tmp_path):
+    store = Store(tmp_path)
+    store.write("generations", KEY, [generation()], shard="kept")
+
+    def replace():  # fewer times than a query asks
+        for _ in range(4):
+            store.write("generations", KEY, [generation(seed=1)], shard="replaced")
+            store.keep_shards("generations", KEY, ["kept"])
+
+    for _ in range(5):
+        writer = threading.Thread(target=replace)
+        writer.start()
+        count = query(store, "select count(*) as n from generations")["n"][0]
+        writer.join()
+        assert count in (1, 2)
