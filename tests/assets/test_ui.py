@@ -63,6 +63,7 @@ def ui(tmp_path, audited):
                 server.wait()
 
 
+@pytest.mark.slow  # minutes: a whole audit by the daemon
 def test_a_run_from_the_ui_ends_with_the_rows_of_the_command(ui, audited):
     ask, store, key = ui
     [repository] = wait_for(lambda: ask(DEFINITIONS)["repositoriesOrError"].get("nodes"), START_SECONDS)
