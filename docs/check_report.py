@@ -23,10 +23,10 @@ from pathlib import Path
 from PIL import Image
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-_WATCH = """<script>window.found = {errors: [], blocked: []};
-addEventListener("error", (event) => found.errors.push(String(event.message)));
-addEventListener("securitypolicyviolation", (event) => found.blocked.push(event.blockedURI));
-const say = console.error; console.error = (...all) => { found.errors.push(all.join(" ")); say(...all); };</script>"""
+_WATCH = """<script>window.observed = {errors: [], blocked: []};
+addEventListener("error", (event) => observed.errors.push(String(event.message)));
+addEventListener("securitypolicyviolation", (event) => observed.blocked.push(event.blockedURI));
+const say = console.error; console.error = (...all) => { observed.errors.push(all.join(" ")); say(...all); };</script>"""
 _KEYS = {"focused": "SUMMARY", "isFirst": True, "blinks": "true", "next": True, "back": True}
 _ONE_CARD = """
 header, .first, footer, .filters, #findings > h2, #findings > .facts, section:not(#findings) { display: none; }
@@ -37,30 +37,30 @@ const count = () => document.querySelectorAll(".card:not([hidden])").length;
 const set = (id, value) => { const input = document.getElementById(id); if (!input) { return; }
   if (input.type === "checkbox") { input.checked = value; } else { input.value = value; }
   input.dispatchEvent(new Event("input", { bubbles: true })); };
-found.all = count();
-set("filter-label", "FM"); found.fm = count();
-found.fmCards = Array.from(document.querySelectorAll('.card[data-label="FM"]')).length; set("filter-label", "");
-set("filter-text", "no prompt has this text"); found.none = count(); set("filter-text", ""); found.again = count();
+observed.all = count();
+set("filter-label", "FM"); observed.fm = count();
+observed.fmCards = Array.from(document.querySelectorAll('.card[data-label="FM"]')).length; set("filter-label", "");
+set("filter-text", "no prompt has this text"); observed.none = count(); set("filter-text", ""); observed.again = count();
 set("filter-sort", "prompt"); const prompts = Array.from(document.querySelectorAll(".card")).map((c) => c.dataset.prompt);
-found.sorted = prompts.every((prompt, at) => !at || prompts[at - 1].localeCompare(prompt) <= 0); set("filter-sort", "rank");
+observed.sorted = prompts.every((prompt, at) => !at || prompts[at - 1].localeCompare(prompt) <= 0); set("filter-sort", "rank");
 const card = document.querySelector(".card");
 if (card) { card.open = true; await new Promise((done) => setTimeout(done, 50));
   const slider = card.querySelector("input[type=range]"); const over = card.querySelector(".compare .over");
-  if (slider && over) { slider.value = 10; slider.dispatchEvent(new Event("input")); found.slid = over.style.clipPath; }
+  if (slider && over) { slider.value = 10; slider.dispatchEvent(new Event("input")); observed.slid = over.style.clipPath; }
   const key = (name) => document.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
   document.activeElement.blur(); key("j"); const first = document.activeElement;
-  found.keys = { focused: first.tagName, isFirst: card.contains(first) }; key("b");
+  observed.keys = { focused: first.tagName, isFirst: card.contains(first) }; key("b");
   const blink = card.querySelector(".blink");
-  found.keys.blinks = blink ? blink.getAttribute("aria-pressed") : "true"; if (blink) { blink.click(); }
-  key("j"); found.keys.next = found.all < 2 || !card.contains(document.activeElement); key("k");
-  found.keys.back = card.contains(document.activeElement);
-  location.hash = card.id; await new Promise((done) => setTimeout(done, 50)); found.cited = card.open;
+  observed.keys.blinks = blink ? blink.getAttribute("aria-pressed") : "true"; if (blink) { blink.click(); }
+  key("j"); observed.keys.next = observed.all < 2 || !card.contains(document.activeElement); key("k");
+  observed.keys.back = card.contains(document.activeElement);
+  location.hash = card.id; await new Promise((done) => setTimeout(done, 50)); observed.cited = card.open;
   document.querySelectorAll("details").forEach((part) => { part.open = true; }); }
-found.requests = performance.getEntriesByType("resource").map((entry) => entry.name).filter((name) => !name.startsWith("data:"));
+observed.requests = performance.getEntriesByType("resource").map((entry) => entry.name).filter((name) => !name.startsWith("data:"));
 const done = typeof axe === "undefined" ? null : await axe.run(document, { resultTypes: ["violations"] });
-found.axe = done && done.violations.map((v) => ({ id: v.id, impact: v.impact, help: v.help,
+observed.axe = done && done.violations.map((v) => ({ id: v.id, impact: v.impact, help: v.help,
   nodes: v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)) }));
-const out = document.createElement("pre"); out.id = "found"; out.textContent = JSON.stringify(found);
+const out = document.createElement("pre"); out.id = "observed"; out.textContent = JSON.stringify(observed);
 document.body.append(out); })();</script>"""
 
 
@@ -78,7 +78,7 @@ def check(report: Path, *, axe: Path | None = None, chromium: str = "chromium") 
         file = Path(folder) / "page.html"
         file.write_text(page, "utf-8")
         dom = _run(chromium, folder, "--virtual-time-budget=60000", "--dump-dom", file.as_uri())
-    text = re.search(r'<pre id="found">(.*?)</pre>', dom, flags=re.DOTALL)
+    text = re.search(r'<pre id="observed">(.*?)</pre>', dom, flags=re.DOTALL)
     if text is None:
         raise SystemExit("the page's scripts did not come to their end")
     return dict(json.loads(unescape(text.group(1))))
@@ -108,19 +108,24 @@ def print_to_pdf(report: Path, out: Path, *, chromium: str = "chromium") -> int:
     return len(re.findall(rb"/Type\s*/Page\b", out.read_bytes()))
 
 
-def wrong(found: dict[str, object]) -> list[str]:
+def wrong(observed: dict[str, object]) -> list[str]:
     """One line for each thing that must not be."""
-    lines = [f"error: {text}" for text in found["errors"]]  # type: ignore[attr-defined]
-    lines += [f"request: {text}" for text in (*found["blocked"], *found["requests"])]  # type: ignore[misc]
-    if found["fm"] != found["fmCards"] or found["none"] or found["again"] != found["all"] or not found["sorted"]:
-        lines.append(f"filters or sorting: {found}")
-    if "slid" in found and found["slid"] != "inset(0px 0px 0px 90%)":
-        lines.append(f"slider: {found['slid']}")
-    if "keys" in found and found["keys"] != _KEYS:
-        lines.append(f"keyboard: {found['keys']}")
-    if not found.get("cited", True):
+    lines = [f"error: {text}" for text in observed["errors"]]  # type: ignore[attr-defined]
+    lines += [f"request: {text}" for text in (*observed["blocked"], *observed["requests"])]  # type: ignore[misc]
+    if (
+        observed["fm"] != observed["fmCards"]
+        or observed["none"]
+        or observed["again"] != observed["all"]
+        or not observed["sorted"]
+    ):
+        lines.append(f"filters or sorting: {observed}")
+    if "slid" in observed and observed["slid"] != "inset(0px 0px 0px 90%)":
+        lines.append(f"slider: {observed['slid']}")
+    if "keys" in observed and observed["keys"] != _KEYS:
+        lines.append(f"keyboard: {observed['keys']}")
+    if not observed.get("cited", True):
         lines.append("the address of a finding does not open it")
-    for problem in found["axe"] or []:  # type: ignore[attr-defined]
+    for problem in observed["axe"] or []:  # type: ignore[attr-defined]
         if problem["impact"] in ("serious", "critical"):
             lines.append(f"axe: {problem['impact']}: {problem['help']}: {problem['nodes']}")
     return lines

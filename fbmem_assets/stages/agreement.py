@@ -41,6 +41,7 @@ def seed_agreement(context: dg.AssetExecutionContext, store: AuditStore) -> dg.M
     audit = store.open(context.partition_key)
     pieces = _pieces(audit)
     batches = Batches(audit.store, audit.partition, ["seed_agreement"], prefix="prompts", owner=["prompt_id"])
+    audit.keep_shards("seed_agreement", (), among="[0-9a-f]*")  # an earlier version's: a file a prompt, without prefix
     present, _ = batches.state(report=context.log.warning)
     missing = {piece: rows for piece, rows in pieces.items() if piece not in present}
     # first, so that a stopped run leaves no prompt twice

@@ -7,7 +7,6 @@ small files are merged.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -120,8 +119,8 @@ class Batches:
 
     def _pieces(self, table: str, name: str) -> list[str]:
         try:
-            content = (self._store.table_dir(table, self._partition) / f"{name}.parquet").read_bytes()
-            metadata = pq.read_schema(io.BytesIO(content)).metadata or {}
+            with (self._store.table_dir(table, self._partition) / f"{name}.parquet").open("rb") as file:
+                metadata = pq.read_schema(file).metadata or {}  # the end of the file alone
         except (FileNotFoundError, pa.ArrowException):  # another step tidies up too
             return []
         # a file of an earlier version holds the one piece whose name it has

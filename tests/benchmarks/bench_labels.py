@@ -4,7 +4,6 @@ A reference shows an object before a scenery. A generation copies both (VM), the
 behind another object elsewhere (BM) or nothing (NM); then it is left as it is, saved as JPEG, blurred, or brightened.
 """
 
-import io
 import itertools
 import math
 from collections import Counter
@@ -14,17 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from fbmem_core.canary.pictures import Picture, draw, random_creature, random_object, random_scenery
 from fbmem_core.inputs.segmentation import Segmenter
 from fbmem_core.labels import BETA, PairSimilarity, label_generation
 from fbmem_core.similarity.regions import region_similarity
+from tests.benchmarks.bench_photographs import DISTORTIONS, distort
 
 SIZE = 256
 AREAS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 LABELS = ("VM", "FM", "BM", "NM")
-DISTORTIONS = ("none", "jpeg", "blur", "brightness")
 PER_CELL = 10
 WAYS = (("composite", "paper"), ("composite", "released"), ("masked", "paper"), ("masked", "per_region"))
 SEGMENTER = Path(__file__).parents[2] / "data" / "canary" / "segmenter.onnx"
@@ -55,7 +54,7 @@ def cases(per_cell: int = PER_CELL, *, areas: tuple[float, ...] = AREAS, seed: i
                 scenery=reference.scenery if label in ("VM", "BM") else other.scenery,
             )
             (known, known_matte), (image, matte) = draw(reference, size=SIZE), draw(copy, size=SIZE)
-            drawn.append(Case(label, area, distortion, (_distort(image, distortion), known), (matte, known_matte)))
+            drawn.append(Case(label, area, distortion, (distort(image, distortion), known), (matte, known_matte)))
     return drawn
 
 
@@ -96,19 +95,6 @@ def _picture(rng: np.random.Generator, area: float) -> Picture:
         ].mean()
         low, high = (radius, high) if found < area else (low, radius)
     return Picture("", replace(obj, radius=low), random_scenery(rng))
-
-
-def _distort(image: np.ndarray, distortion: str) -> np.ndarray:
-    picture = Image.fromarray(image)
-    if distortion == "jpeg":
-        buffer = io.BytesIO()
-        picture.save(buffer, format="JPEG", quality=50)
-        picture = Image.open(buffer)
-    elif distortion == "blur":
-        picture = picture.filter(ImageFilter.GaussianBlur(SIZE / 256))
-    elif distortion == "brightness":
-        picture = picture.point(lambda value: min(255, round(1.1 * value)))
-    return np.asarray(picture)
 
 
 def _segmented(drawn: list[Case]) -> list[Case]:

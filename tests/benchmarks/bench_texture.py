@@ -40,11 +40,11 @@ def main() -> None:
             of_copies, of_unrelated = (similarities(part, value) for part in parts)
             false = float((of_unrelated >= TAU).float().mean())
             decided = ~of_copies.isnan()
-            found = float((of_copies[decided] >= TAU).float().mean()) if bool(decided.any()) else float("nan")
+            share_found = float((of_copies[decided] >= TAU).float().mean()) if bool(decided.any()) else float("nan")
             if half == "development" and chosen is None and false <= MOST_FALSE:
                 chosen = value
             mark = " <- chosen" if value == chosen else ""
-            shares = (float(decided.float().mean()), found, float((~of_unrelated.isnan()).float().mean()))
+            shares = (float(decided.float().mean()), share_found, float((~of_unrelated.isnan()).float().mean()))
             print(f"{value:>12.2f}  " + "  ".join(f"{share:6.1%}" for share in shares) + f"  {false:6.2%}{mark}")
     print(f"chosen on the development half: {chosen}; in use: {ms_ssim.MIN_TEXTURE}")
 

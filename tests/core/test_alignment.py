@@ -62,9 +62,9 @@ def test_a_guess_is_refined_to_the_transform(moved, mirrored):
     truth = turned(degrees, scale=scale, mirrored=mirrored)
     truth = Transform(truth.matrix - np.array([[0, 0, right], [0, 0, down]]), mirrored)
     reference = picture(3, grain=32)
-    found = refine(grey(truth.apply(reference)), grey(reference), shifted(0.0, 0.0, mirrored=mirrored))
-    assert found is not None
-    np.testing.assert_allclose(found.matrix, truth.matrix, atol=0.01)
+    refined = refine(grey(truth.apply(reference)), grey(reference), shifted(0.0, 0.0, mirrored=mirrored))
+    assert refined is not None
+    np.testing.assert_allclose(refined.matrix, truth.matrix, atol=0.01)
 
 
 def test_unrelated_pictures_have_no_transform():
@@ -76,8 +76,8 @@ def test_keypoints_agree_on_each_of_two_objects_that_moved_apart():
     reference = picture(5, grain=6)
     half = np.arange(256) < 128
     moved = np.where(half[:, None], shifted(0.05, 0.02).apply(reference), shifted(-0.06, 0.0).apply(reference))
-    found = agreeing(keypoints(moved), keypoints(reference), mirrored=False)
-    shifts = sorted(round(float(t.shift[0]), 2) for t in found[:2])
+    transforms = agreeing(keypoints(moved), keypoints(reference), mirrored=False)
+    shifts = sorted(round(float(t.shift[0]), 2) for t in transforms[:2])
     assert shifts == [-0.06, 0.05]
 
 

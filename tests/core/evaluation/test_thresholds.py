@@ -23,12 +23,12 @@ def test_the_promised_rate_is_kept_in_nineteen_of_twenty_draws_whatever_the_numb
         for _ in range(200):
             # the greatest of n similarities that are exponential with mean 1/40, by inversion
             scores = -np.log1p(-(rng.uniform(size=400) ** (1 / num_references))) / 40
-            found = calibrated(scores.tolist(), rate=0.02)
-            true_rate = 1 - (1 - np.exp(-40 * found.value)) ** num_references
-            kept += true_rate <= found.promised_rate
+            threshold = calibrated(scores.tolist(), rate=0.02)
+            true_rate = 1 - (1 - np.exp(-40 * threshold.value)) ** num_references
+            kept += true_rate <= threshold.promised_rate
         assert kept >= 0.9 * 200
-        assert found.promised_rate == 0.02
-        values.append(found.value)
+        assert threshold.promised_rate == 0.02
+        values.append(threshold.value)
     assert values == sorted(values)
 
 
@@ -45,25 +45,25 @@ def test_a_threshold_grows_with_the_number_of_references():
 
 def test_no_rate_below_three_over_n_is_promised():
     scores = np.linspace(0, 0.7, 150).tolist()
-    found = calibrated(scores, rate=0.001)
-    assert found.promised_rate == lowest_rate(150) == 0.02
-    assert found.num_above == 0
-    assert found.value == pytest.approx(0.7, abs=1e-5)
-    assert found.rate.high < 0.025
-    assert (found.low, found.high) == (pytest.approx(0.6624, abs=0.01), 1.0)
+    threshold = calibrated(scores, rate=0.001)
+    assert threshold.promised_rate == lowest_rate(150) == 0.02
+    assert threshold.num_above == 0
+    assert threshold.value == pytest.approx(0.7, abs=1e-5)
+    assert threshold.rate.high < 0.025
+    assert (threshold.low, threshold.high) == (pytest.approx(0.6624, abs=0.01), 1.0)
 
 
 def test_below_a_hundred_controls_there_is_no_threshold_and_the_reason_is_given():
-    found = calibrated([0.1] * 99, rate=0.01)
-    assert found.value is None
-    assert found.reason.startswith("99 controls: below 100 there is no calibrated threshold")
+    threshold = calibrated([0.1] * 99, rate=0.01)
+    assert threshold.value is None
+    assert threshold.reason.startswith("99 controls: below 100 there is no calibrated threshold")
     assert calibrated([], rate=0.01).reason.startswith("0 controls")
 
 
 def test_controls_that_are_copies_leave_nothing_to_promise():
-    found = calibrated([1.0] * 30 + [0.1] * 100, rate=0.05)
-    assert found.value is None
-    assert "as similar to a reference as a picture to itself" in found.reason
+    threshold = calibrated([1.0] * 30 + [0.1] * 100, rate=0.05)
+    assert threshold.value is None
+    assert "as similar to a reference as a picture to itself" in threshold.reason
 
 
 def test_similarities_below_the_floor_were_not_looked_for_so_no_threshold_is_lower():
@@ -76,8 +76,8 @@ def test_a_rate_that_is_none_is_refused():
 
 
 def test_the_fixed_threshold_has_the_exact_interval_of_its_controls():
-    found = fixed([0.9] * 2 + [0.1] * 198, 0.8)
-    assert (found.num_above, found.rate) == (2, share_interval(2, 200))
+    threshold = fixed([0.9] * 2 + [0.1] * 198, 0.8)
+    assert (threshold.num_above, threshold.rate) == (2, share_interval(2, 200))
 
 
 @pytest.mark.parametrize("rule", ["per_region", "paper", "released"])
